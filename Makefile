@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all the set-up on a bare machine with Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check data configs clean
+
+demo: .venv/installed  ## train the digits config
+	$(BIN)/dltrain fit configs/digits.yaml
+
+test: .venv/installed-test  ## the whole suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: .venv/installed-test  ## lint, types, and the tests that take no processes and no training in full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+data: .venv/installed  ## make the files that configs/people.yaml, shapes.yaml and own_model.yaml train on
+	$(BIN)/python -m tests.make_data data
+
+configs: .venv/installed data  ## train every shipped config in full and compare with its expected result
+	$(BIN)/python -m tests.run_configs
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv data build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,219 @@
+"""Component settings to objects: the only dynamic import.
+
+What the config says goes to the target by parameter name; parameters that the data decide (in_features, num_classes,
+...) are offered, and go to whoever has a parameter of that name which the config does not set.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dltrain.config.durations import DurationValue, to_steps
+from dltrain.config.names import did_you_mean
+from dltrain.config.schema.base import Component, UserComponent
+from dltrain.config.validate import ConfigFile
+from dltrain.errors import CheckpointError, ConfigError, DltrainError
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What turns durations into steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def steps(self, duration: DurationValue) -> int:
+        """Return `duration` in steps."""
+        return to_steps(duration, self.steps_per_epoch, self.total_steps)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds the components of one config."""
+
+    file: ConfigFile
+    trusted: Sequence[str] | None = None
+    """None: the user gave the config. Else it is a checkpoint's, and code that it names runs only if listed here."""
+
+    def build(
+        self,
+        component: Component,
+        keys: tuple[str | int, ...],
+        offered: Mapping[str, Any],
+        clock: Clock | None = None,
+    ) -> Any:
+        """Build what `component` describes: call its target with its arguments and what it takes of `offered`.
+
+        Args:
+            component: the settings.
+            keys: where they stand in the config, for messages.
+            offered: parameters that the data decide, by name.
+            clock: turns durations among the arguments to steps.
+
+        Raises:
+            ConfigError: with the place, if an argument is unknown, missing, or refused by the target.
+
+        """
+        target, arguments = self.target_and_arguments(component, keys, offered, clock)
+        try:
+            return target(**arguments)
+        except DltrainError as error:
+            raise type(error)(f"{self.file.place(*keys)}: {error}") from None
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            NotImplementedError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            OSError,
+        ) as error:
+            if not isinstance(component, UserComponent):
+                raise
+            raise ConfigError(f"{self.file.place(*keys)}: {component.type} failed: {_first_line(error)}") from error
+
+    def partial(
+        self, component: Component, keys: tuple[str | int, ...], clock: Clock | None = None
+    ) -> Callable[..., Any]:
+        """Return the function that `component` names, with its arguments bound."""
+        target, arguments = self.target_and_arguments(component, keys, {}, clock, partial=True)
+        return functools.partial(target, **arguments) if arguments else target
+
+    def target_and_arguments(
+        self,
+        component: Component,
+        keys: tuple[str | int, ...],
+        offered: Mapping[str, Any],
+        clock: Clock | None,
+        *,
+        partial: bool = False,
+    ) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """Return what to call and with which arguments. Raises ConfigError as `build` does."""
+        target = self.target(component, keys)
+        arguments = {key: _in_steps(value, clock) for key, value in component.arguments().items()}
+        parameters = _parameters(target)
+        if parameters is not None:
+            arguments |= {k: v for k, v in offered.items() if k in parameters and k not in arguments}
+            if isinstance(component, UserComponent):
+                self._check_signature(component, keys, parameters, arguments, offered, partial=partial)
+        return target, arguments
+
+    def _check_signature(
+        self,
+        component: UserComponent,
+        keys: tuple[str | int, ...],
+        parameters: Mapping[str, inspect.Parameter],
+        arguments: Mapping[str, Any],
+        offered: Mapping[str, Any],
+        *,
+        partial: bool,
+    ) -> None:
+        kinds = inspect.Parameter
+        named = {n: p for n, p in parameters.items() if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
+        open_ended = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
+        problems = []
+        for name in arguments:
+            if name not in named and not open_ended:
+                place = self.file.document.place_of_key((*keys, name))
+                possible = ", ".join(named) or "none"
+                problems.append(
+                    f"{place}: {'.'.join(map(str, (*keys, name)))}: {component.type} has no such argument; "
+                    f"possible: {possible}{did_you_mean(name, named)}"
+                )
+        if not partial:
+            missing = [n for n, p in named.items() if p.default is kinds.empty and n not in arguments]
+            if missing:
+                problems.append(
+                    f"{self.file.place(*keys)}: {component.type} needs {', '.join(missing)}; "
+                    f"the data offer {', '.join(offered) or 'nothing'}"
+                )
+        if problems:
+            raise ConfigError(*problems)
+
+    def target(self, component: Component, keys: tuple[str | int, ...]) -> Callable[..., Any]:
+        """Import what `component` names. Raises ConfigError where there is no such thing."""
+        path = component.type if isinstance(component, UserComponent) else component.builds
+        module_name, _, name = path.rpartition(":")
+        place = self.file.place(*keys, "type")
+        if isinstance(component, UserComponent):
+            module_name = self._allowed(module_name, place)
+        try:
+            module = (
+                _module_from_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+            )
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{place}: there is no file '{module_name}'; paths are relative to the config file"
+            ) from None
+        except Exception as error:  # whatever a user's module does at import
+            if not isinstance(component, UserComponent):
+                raise
+            raise ConfigError(f"{place}: '{module_name}' cannot be imported: {_first_line(error)}") from error
+        found: Any = getattr(module, name, None)
+        if not callable(found):
+            names = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
+            raise ConfigError(f"{place}: '{module_name}' has no '{name}' to call{did_you_mean(name, names)}")
+        return found  # type: ignore[no-any-return]
+
+    def _allowed(self, module: str, place: str) -> str:
+        """Return the file or module to import: for a checkpoint's config, the one that the user trusts."""
+        if self.trusted is None:
+            return str(Path(self.file.folder, module)) if module.endswith(".py") else module
+        for given in self.trusted:
+            if given == module or (module.endswith(".py") and Path(given).name == Path(module).name):
+                return given
+        raise CheckpointError(
+            f"{place}: the checkpoint names code of its own, '{module}', which runs only if you trust it: "
+            f"read the file, then add --trust {module}"
+        )
+
+
+def _module_from_file(path: str) -> Any:
+    """Import the module at `path` once a process; its folder is importable meanwhile, as for a script."""
+    file = Path(path).resolve(strict=True)
+    name = f"dltrain_user_{file.stem}_{abs(hash(str(file))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def _in_steps(value: Any, clock: Clock | None) -> Any:
+    if isinstance(value, DurationValue):
+        if clock is None:
+            raise ConfigError(f"a duration such as '{value}' has no meaning here")
+        return clock.steps(value)
+    return [_in_steps(item, clock) for item in value] if isinstance(value, list) else value
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""What the user wrote: YAML text to a valid `Config`, without torch."""

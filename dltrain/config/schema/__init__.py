@@ -1,0 +1,1 @@
+"""The manual of the config format: a pydantic class for every section and component."""

@@ -1,0 +1,182 @@
+"""The sections of a config file, in the order in which one reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from dltrain.config.durations import Duration, DurationValue, Interval
+from dltrain.config.schema import losses, models, optimizers, regularization, schedules, transforms
+from dltrain.config.schema.base import Component, OneOf, Settings
+from dltrain.config.schema.data_arrays import Arrays, Images, Sklearn
+from dltrain.config.schema.data_table import Table
+
+
+class Classification(Component):
+    """One class out of several for each sample."""
+
+    builds: ClassVar[str] = "dltrain.tasks:Classification"
+    type: Literal["classification"]
+
+
+class Multilabel(Component):
+    """Any number of labels for each sample."""
+
+    builds: ClassVar[str] = "dltrain.tasks:Multilabel"
+    type: Literal["multilabel"]
+    separator: str = Field(
+        "|", min_length=1, description="what stands between the labels of a text target, as in 'red|round'"
+    )
+
+
+class Regression(Component):
+    """One or several numbers for each sample."""
+
+    builds: ClassVar[str] = "dltrain.tasks:Regression"
+    type: Literal["regression"]
+    standardize: bool | None = Field(
+        None,
+        description="learn targets of mean 0 and deviation 1; null: unless the loss needs counts",
+    )
+
+
+TASKS = OneOf("task", (Classification, Multilabel, Regression), user=False)
+DATA = OneOf("data", (Sklearn, Table, Images, Arrays))
+TRANSFORMS = OneOf("augment", transforms.ALL)
+MODELS = OneOf("model", models.ALL)
+LOSSES = OneOf("loss", losses.ALL)
+OPTIMIZERS = OneOf("optimizer", optimizers.ALL)
+SCHEDULES = OneOf("schedule", schedules.ALL)
+PENALTIES = OneOf("penalty", regularization.PENALTIES)
+MIXING = OneOf("mix", regularization.MIXING, user=False)
+CLIPPING = OneOf("clip", regularization.CLIPPING, user=False)
+AVERAGES = OneOf("average", regularization.AVERAGES, user=False)
+
+KINDS = (
+    DATA,
+    TASKS,
+    TRANSFORMS,
+    MODELS,
+    LOSSES,
+    OPTIMIZERS,
+    SCHEDULES,
+    PENALTIES,
+    MIXING,
+    CLIPPING,
+    AVERAGES,
+)
+"""Every kind of component, for `dltrain components` and the tests of contracts."""
+
+
+class Split(Settings):
+    """How the samples are divided. What the files themselves say (folders, columns, keys) goes before ratios."""
+
+    val: float | str = Field(
+        0.1,
+        description="fraction of the samples for validation, or a file or folder of the same kind as the data",
+    )
+    test: float | str = Field(
+        0.1,
+        description="fraction of the samples for testing, or a file or folder of the same kind as the data",
+    )
+    stratify: bool = Field(True, description="keep the shares of the classes equal in all splits")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="of the split alone, so that runs with other seeds are tested on the same samples",
+    )
+
+
+class Regularization(Settings):
+    """What keeps the model from learning its samples by heart.
+
+    Weight decay is an argument of the optimizer, dropout is the model's, label smoothing the loss's.
+    """
+
+    penalties: list[Annotated[Component, PENALTIES]] = Field(
+        [], description="terms added to the loss, reported as a curve of their own"
+    )
+    mix: Annotated[Component, MIXING] | None = Field(None, description="train on mixtures of two samples")
+    clip: Annotated[Component, CLIPPING] | None = Field(None, description="bound the gradient before each update")
+    gradient_noise: regularization.GradientNoise | None = Field(None, description="add decaying noise to the gradient")
+    sam: regularization.Sam | None = Field(None, description="sharpness-aware minimization: two passes a step")
+    average: Annotated[Component, AVERAGES] | None = Field(None, description="evaluate an average of the weights")
+    max_norm: regularization.MaxNorm | None = Field(
+        None, description="bound the norm of each unit's weights after each update"
+    )
+    early_stopping: regularization.EarlyStopping | None = Field(
+        None, description="stop when the monitored metric no longer improves"
+    )
+
+
+class Train(Settings):
+    """How long, in what portions, on what and how exactly."""
+
+    duration: Duration = Field(
+        DurationValue(10, "epochs"), description="length of the training: '20 epochs' or '5000 steps'"
+    )
+    batch_size: int = Field(64, ge=1, description="samples of one optimizer step, over all micro-batches")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="samples in memory at once; gradients add up to the whole batch"
+    )
+    eval_batch_size: int = Field(512, ge=1, description="samples at once in evaluation; changes no result")
+    sampler: Literal["shuffle", "sequential", "balanced"] = Field(
+        "shuffle",
+        description="order of the samples in an epoch; balanced draws all classes equally often, with replacement",
+    )
+    drop_last: bool = Field(False, description="leave out the last batch of an epoch if it is not full")
+    evaluate_every: Duration = Field(
+        DurationValue(1, "epochs"),
+        description="between two lines of metrics and looks at the validation split",
+    )
+    checkpoint_every: Interval = Field(
+        DurationValue(30, "s"),
+        description="between two checkpoints; there is one at each end and stop as well",
+    )
+    monitor: str | None = Field(
+        None,
+        pattern="^(train|val)/[a-z0-9_]+$",
+        description="metric that chooses the best checkpoint, such as 'val/loss'; null: the task's own",
+    )
+    device: str = Field(
+        "auto",
+        pattern="^(auto|cpu|cuda(:[0-9]+)?)$",
+        description="auto, cpu, cuda or cuda:1; auto takes the GPU if there is one",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of activations; weights stay float32"
+    )
+    compile: bool = Field(False, description="compile the model with torch.compile; pays for long runs")
+    deterministic: bool = Field(
+        False, description="only operations that give the same bits in every run, also on a GPU"
+    )
+
+
+class Config(Settings):
+    """A training run: everything that decides its result."""
+
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="of the folder of runs; null: the config's file name",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, sample order, dropout and augmentation")
+    data: Annotated[Component, DATA] = Field(description="where the samples come from")
+    task: Annotated[Component, TASKS] | None = Field(
+        None, description="what is learned; null: inferred from the targets where that is plain"
+    )
+    split: Split = Field(Split(), description="training, validation and test samples")
+    augment: list[Annotated[Component, TRANSFORMS]] = Field([], description="changes to the training batches, in order")
+    model: Annotated[Component, MODELS] = Field(description="the network")
+    loss: Annotated[Component, LOSSES] | None = Field(None, description="null: cross_entropy, bce or mse, by the task")
+    optimizer: Annotated[Component, OPTIMIZERS] = Field(
+        optimizers.AdamW(type="adamw"), description="how gradients become updates"
+    )
+    schedule: Annotated[Component, SCHEDULES] = Field(
+        schedules.Constant(type="constant"), description="the learning rate over the training"
+    )
+    regularization: Regularization = Field(
+        Regularization(), description="penalties, clipping, averaging, early stopping and more"
+    )
+    train: Train = Field(Train(), description="duration, batches, device, precision")

@@ -1,0 +1,62 @@
+"""curves.png: how a run went, drawn from its metrics.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dltrain.run import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLORS = {"train": "#4477aa", "val": "#cc6677", "": "#228833"}
+_NO_CURVE = ("step", "epoch", "samples_per_s", "elapsed_s")
+
+
+def draw_curves(folder: Path) -> Path | None:
+    """Draw loss, penalty, metrics and learning rate into `folder`/curves.png; None if there are no rows."""
+    rows = read_metrics(folder)
+    if not rows:
+        return None
+    # pyplot would take a second more to import, and a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in _NO_CURVE))
+    panels: dict[str, list[str]] = {}
+    for name in sorted(names, key=_order):
+        panels.setdefault(name.rpartition("/")[2], []).append(name)
+    num_rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(9, 2.6 * num_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(num_rows, 2, squeeze=False).flat
+    for axis, (title, members) in zip(axes, panels.items(), strict=False):
+        _draw_panel(axis, title, members, rows)
+    for axis in list(axes)[len(panels) :]:
+        axis.set_axis_off()
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Loss and penalty first, the learning rate last."""
+    kind = name.rpartition("/")[2]
+    return {"loss": 0, "penalty": 1, "lr": 9}.get(kind, 5), kind
+
+
+def _draw_panel(axis: Axes, title: str, members: list[str], rows: list[dict[str, Any]]) -> None:
+    for name in members:
+        points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+        split = name.rpartition("/")[0]
+        marker = "o" if len(points) == 1 else None
+        if points:
+            epochs, values = zip(*points, strict=True)
+            axis.plot(epochs, values, color=_COLORS[split], label=split or None, marker=marker)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("epoch", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    if len(members) > 1:
+        axis.legend(fontsize=8, frameon=False)

@@ -1,0 +1,49 @@
+"""Which samples in which step: a pure function of the seed and the step, so that nothing of it needs to be saved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*numbers: int) -> int:
+    """Return a 63-bit seed for a tuple of integers; neighbouring steps and seeds give unrelated streams.
+
+    splitmix64 (Steele, Lea & Flood 2014, https://doi.org/10.1145/2660193.2660195) chained over the numbers.
+    """
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def steps_per_epoch(num_samples: int, batch_size: int, drop_last: bool) -> int:
+    """Return the number of batches of one epoch; at least one, even if it is not full."""
+    full, rest = divmod(num_samples, batch_size)
+    return full if full and (drop_last or not rest) else full + 1
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, sampler: str, classes: Tensor | None = None) -> Tensor:
+    """Return the int64 indices of the samples of one epoch, in order, on the CPU.
+
+    Args:
+        num_samples: size of the training split, and of the result.
+        seed: of the run.
+        epoch: counted from 0.
+        sampler: "shuffle", "sequential", or "balanced" (each class equally likely, with replacement).
+        classes: (num_samples,) int64 class ids, for "balanced".
+
+    """
+    if sampler == "sequential":
+        return torch.arange(num_samples)
+    rng = torch.Generator().manual_seed(mix(seed, epoch))
+    if sampler == "shuffle" or classes is None:
+        return torch.randperm(num_samples, generator=rng)
+    counts = torch.bincount(classes).clamp(min=1)
+    weights = 1.0 / counts[classes].double()
+    return torch.multinomial(weights, num_samples, replacement=True, generator=rng)

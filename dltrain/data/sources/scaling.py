@@ -1,0 +1,93 @@
+"""What training samples teach about the range of numbers, and its use: per position of axis 1, nothing else.
+
+Axis 1 holds the features of vectors (N, F) and the channels of images (N, C, H, W). Sums run in float64 over
+blocks of rows, so memory stays small and a result does not depend on the type of the array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+Scale = Literal["none", "standard", "minmax"]
+
+BLOCK_BYTES = 16 * 2**20
+
+
+def row_blocks(array: np.ndarray) -> Iterator[slice]:
+    """Yield slices of axis 0 that cover `array` in order, each of some 16 MiB once its values are float64."""
+    row_bytes = max(8 * int(np.prod(array.shape[1:])), 1)
+    num_rows = max(BLOCK_BYTES // row_bytes, 1)
+    for start in range(0, len(array), num_rows):
+        yield slice(start, start + num_rows)
+
+
+def fit_scaling(array: np.ndarray, scale: Scale) -> dict[str, list[float]]:
+    """Return {"shift": [...], "factor": [...]}, a number for each position of axis 1 of `array` (N, F, ...).
+
+    "standard": mean and standard deviation (of the population, as scikit-learn's StandardScaler); "minmax":
+    minimum and range; "none": 0 and 1. A constant position has the factor 1.
+    """
+    width = array.shape[1]
+    if scale == "none":
+        return {"shift": [0.0] * width, "factor": [1.0] * width}
+    axes = (0, *range(2, array.ndim))
+    low, high = array.min(axis=axes).astype(np.float64), array.max(axis=axes).astype(np.float64)
+    if scale == "minmax":
+        shift, factor = low, high - low
+    else:
+        shift, factor = _mean_and_deviation(array, axes)
+    factor[low == high] = 1.0
+    return {"shift": shift.tolist(), "factor": factor.tolist()}
+
+
+def _mean_and_deviation(array: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    count = array.size // array.shape[1]
+    blocks = list(row_blocks(array))
+    mean = sum(array[rows].sum(axis=axes, dtype=np.float64) for rows in blocks) / count
+    aligned = _align(mean, array.ndim)
+    squares = sum(np.square(array[rows] - aligned).sum(axis=axes) for rows in blocks)
+    return mean, np.sqrt(squares / count)
+
+
+def apply_scaling(array: np.ndarray, scaling: dict[str, list[float]]) -> np.ndarray:
+    """Return (array - shift) / factor as a new float32 array of the same shape (N, F, ...)."""
+    shift, factor = (_align(np.array(scaling[key]), array.ndim) for key in ("shift", "factor"))
+    scaled = np.empty(array.shape, np.float32)
+    for rows in row_blocks(array):
+        scaled[rows] = (array[rows] - shift) / factor
+    return scaled
+
+
+def image_statistics(pixels: np.ndarray, scale: Scale = "standard") -> dict[str, list[float]]:
+    """Return {"mean": [...], "std": [...]} for each channel of `pixels` (N, C, H, W) uint8.
+
+    In units of pixels / 255: the model is to see (pixels / 255 - mean) / std. "minmax" gives minimum and
+    range under these names, "none" 0 and 1. Exact: computed from the histogram of each channel.
+    """
+    num_channels = pixels.shape[1]
+    if scale == "none":
+        return {"mean": [0.0] * num_channels, "std": [1.0] * num_channels}
+    histogram = np.zeros((num_channels, 256), np.int64)
+    for rows in row_blocks(pixels):
+        for channel in range(num_channels):
+            histogram[channel] += np.bincount(pixels[rows, channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    means, deviations = [], []
+    for counts in histogram:
+        present = levels[counts > 0]
+        if scale == "minmax":
+            mean, deviation = present[0], present[-1] - present[0]
+        else:
+            mean = np.average(levels, weights=counts)
+            deviation = np.sqrt(np.average(np.square(levels - mean), weights=counts))
+        means.append(float(mean))
+        deviations.append(float(deviation) if len(present) > 1 else 1.0)
+    return {"mean": means, "std": deviations}
+
+
+def _align(values: np.ndarray, num_dimensions: int) -> np.ndarray:
+    """Shape (F,) to (F, 1, ...), which broadcasts along axis 1 of an array with `num_dimensions` axes."""
+    return values.reshape(-1, *[1] * (num_dimensions - 2))

@@ -1,0 +1,306 @@
+"""Tables as a data source: CSV and Parquet files -> a numeric and a categorical tensor.
+
+`read` gives labelled rows, `fit` learns from the training rows (column kinds, scaling, vocabularies),
+`encode` turns any rows into tensors. The inputs of `Samples` are an Arrow table without the targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from dltrain.data.columns import Samples
+from dltrain.data.sources.table_cells import (
+    Kind,
+    Place,
+    all_integers,
+    guess_kind,
+    is_number,
+    to_numbers,
+    to_text,
+)
+from dltrain.data.sources.table_features import (
+    Categories,
+    Missing,
+    Scale,
+    cell_place,
+    encode_codes,
+    encode_features,
+    feature_names,
+    fit_column,
+    is_embedded,
+    missing_value,
+)
+from dltrain.data.sources.table_files import NAMELESS, TableFile, no_such_column
+from dltrain.errors import ConfigError, DataError
+
+_SPLITS = ("train", "val", "test")
+_MAX_LABEL_LENGTH = 1000
+
+
+class Table:
+    """Rows of a CSV or Parquet file: numbers, categories and dates, and one or several targets.
+
+    Inputs: numeric (N, F) float32; then categories (N, C) int64, if they are embedded and there are any.
+    Slot 0 of a category stands for values that the training rows lack and for missing ones, and is counted in
+    state["cardinalities"]. One-hot, each value of the training rows is a 0/1 feature of numeric, and an
+    unknown or missing value is all zeros. A date becomes several numeric features (see `date_features`),
+    time of day only where the training rows have it.
+
+    Scaling and fills come from the training rows. A constant column becomes zeros; with `minmax`, later
+    values may lie outside 0..1. `missing: indicator` fills with the mean and adds a 0/1 feature for each
+    numeric or date column that misses values in the training rows. In categories, mean, median and
+    indicator take slot 0.
+    A row without a target is an error, or dropped with `missing: drop`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        target: str | list[str],
+        columns: Mapping[str, Kind] | None = None,
+        categories: Categories = "embedding",
+        scale: Scale = "standard",
+        missing: Missing = "error",
+        missing_values: Sequence[str] = ("nan", "NaN"),
+        delimiter: str | None = None,
+        split_column: str | None = None,
+        base: str = ".",
+    ) -> None:
+        """Keep the settings; no file is touched. A relative `path` is relative to the folder `base`."""
+        self.path = path
+        self.targets = (target,) if isinstance(target, str) else tuple(target)
+        self.kinds = dict(columns or {})
+        self.categories = categories
+        self.scale = scale
+        self.missing = missing
+        self.missing_values = tuple(missing_values)
+        self.delimiter = delimiter
+        self.split_column = split_column
+        self.base = base
+        self.notes: list[str] = []
+        """What the user should be told about what was read: the rows that were dropped, file by file."""
+        self._check_settings()
+
+    def read(self, path: str | None = None) -> Samples:
+        """Return the labelled rows of `path`, or of the source's own file.
+
+        Targets: (N,) text, int64 or float64, whichever the column holds; several targets: (N, K) float64.
+        Splits where there is a split column, which only the source's own file must have.
+        Raises DataError for files, columns, targets and split names that are wrong.
+        """
+        file = self._file(path)
+        table = file.read()
+        self._check_columns(file.name, table.column_names, own=path is None)
+        rows = np.arange(len(table))
+        if self.missing == "drop":
+            rows = self._complete_rows(file.name, table)
+            table = table.take(pa.array(rows))
+        place = _row_place(file.name, rows)
+        splits = None
+        if self.split_column is not None and self.split_column in table.column_names:
+            splits = _split_names(self.split_column, table[self.split_column], place)
+        not_inputs = [*self.targets, *([] if splits is None else [self.split_column])]
+        return Samples(
+            inputs=table.drop_columns(not_inputs),
+            targets=self._read_targets(table, place),
+            place=place,
+            take_inputs=_take_rows,
+            target_names=self.targets,
+            splits=splits,
+        )
+
+    def read_inputs(self, paths: list[str], state: dict[str, Any]) -> Iterator[Samples]:
+        """Yield the rows of the files in blocks, without targets; memory does not grow with the files.
+
+        Columns that are no features are not read. Raises DataError for wrong files and missing columns.
+        """
+        wanted = [column["name"] for column in state["columns"] if column["kind"] != "ignore"]
+        for path in paths:
+            file = self._file(path)
+            _check_there(file.name, wanted, file.column_names())
+            start = 0
+            for block in file.blocks(wanted):
+                rows = np.arange(start, start + len(block))
+                start += len(block)
+                yield Samples(block, None, _row_place(file.name, rows), _take_rows)
+
+    def fit(self, samples: Samples) -> dict[str, Any]:
+        """Return what the training rows teach: {"columns", "features", "cardinalities"}, JSON-able.
+
+        "columns" is a list to be shown, each with name, kind and note; "features" names the columns of
+        numeric; "cardinalities" holds the size of each embedded column, slot 0 included.
+        Raises DataError for cells that do not fit the kind of their column, and where no feature is left.
+        """
+        table: pa.Table = samples.inputs
+        file = _file_name(table)
+        settings = (self.categories, self.scale, self.missing)
+        columns = [
+            fit_column(file, name, table[name], samples.place, self.kinds.get(name), *settings)
+            for name in table.column_names
+        ]
+        if all(column["kind"] == "ignore" for column in columns):
+            reasons = "".join(f"; {column['name']!r}: {column['note']}" for column in columns)
+            raise DataError(f"{file}: no column is left as a feature{reasons}")
+        return {
+            "columns": columns,
+            "features": [name for column in columns for name in feature_names(column)],
+            "cardinalities": [len(column["values"]) + 1 for column in columns if is_embedded(column)],
+        }
+
+    def encode(self, samples: Samples, state: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Return numeric (N, F) float32, then categories (N, C) int64 if C > 0.
+
+        Raises DataError with file, row and column for cells that are missing where that is refused, do not
+        fit the kind of their column, or overflow float32.
+        """
+        table: pa.Table = samples.inputs
+        columns = [column for column in state["columns"] if column["kind"] != "ignore"]
+        _check_there(_file_name(table), [column["name"] for column in columns], table.column_names)
+        numeric = np.empty((len(table), len(state["features"])), np.float32)
+        categories = np.empty((len(table), len(state["cardinalities"])), np.int64)
+        feature_index = category_index = 0
+        for column in columns:
+            cells, place = table[column["name"]], cell_place(samples.place, column["name"])
+            if is_embedded(column):
+                categories[:, category_index] = encode_codes(cells, column, place)
+                category_index += 1
+                continue
+            for values in encode_features(cells, column, place):
+                numeric[:, feature_index] = values
+                feature_index += 1
+        tensors = (torch.from_numpy(numeric), torch.from_numpy(categories))
+        return tensors if category_index else tensors[:1]
+
+    def fingerprint(self) -> str:
+        """Return a short hash of the source's own file, which changes when the file does."""
+        return self._file(None).fingerprint()
+
+    def _check_settings(self) -> None:
+        problems = []
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            problems.append("target: name at least one column, and each only once")
+        if self.split_column in self.targets:
+            problems.append(f"split_column: {self.split_column!r} is a target")
+        if self.split_column in self.kinds:
+            problems.append(f"columns: {self.split_column!r} is the split_column, not a feature")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            problems.append(f"delimiter: {self.delimiter!r} is not one character, or a quote or line end")
+        problems += [
+            f"columns: {name!r} is a target, which can be numeric or category, not {self.kinds[name]}"
+            for name in self.targets
+            if self.kinds.get(name) in ("date", "ignore")
+        ]
+        if problems:
+            raise ConfigError(*problems)
+
+    def _file(self, path: str | None) -> TableFile:
+        where = Path(self.base, self.path) if path is None else Path(path)
+        name = self.path if path is None else str(path)
+        return TableFile(where, name, self.delimiter, self.missing_values)
+
+    def _check_columns(self, file: str, names: Sequence[str], own: bool) -> None:
+        _check_there(file, self.targets, names)
+        if own:
+            _check_there(file, [*self.kinds, *([self.split_column] if self.split_column else [])], names)
+
+    def _complete_rows(self, file: str, table: pa.Table) -> np.ndarray:
+        """Return the indices of the rows that miss nothing, and note how many others there are.
+
+        Columns do not count that are set to ignore, have no name, or no value at all.
+        """
+        complete = np.ones(len(table), bool)
+        missing = []
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            kind = self.kinds.get(name, "ignore" if name.startswith(NAMELESS) else None)
+            if kind != "ignore" and 0 < column.null_count < len(column):
+                complete &= column.is_valid().to_numpy()
+                missing.append(f"{name!r} in {column.null_count}")
+        rows = np.flatnonzero(complete)
+        if missing:
+            num_dropped = len(table) - len(rows)
+            note = f"{file}: dropped {num_dropped} of {len(table)} rows: missing {', '.join(missing)}"
+            if not len(rows):
+                raise DataError(f"{note}; set columns that often lack values to ignore, or missing: mean")
+            self.notes.append(note)
+        return rows
+
+    def _read_targets(self, table: pa.Table, place: Callable[[int], str]) -> np.ndarray:
+        targets = [self._read_target(name, table[name], place) for name in self.targets]
+        return targets[0] if len(targets) == 1 else np.stack(targets, axis=1)
+
+    def _read_target(self, name: str, column: pa.ChunkedArray, place: Callable[[int], str]) -> np.ndarray:
+        """Return (N,) text, int64 or float64; float64, with true and false as 1 and 0, for one of several."""
+        at = cell_place(place, name)
+        if column.null_count:
+            raise missing_value(column, at, "fill in the target, remove the row, or set missing: drop")
+        if len(self.targets) > 1:
+            return to_numbers(name, _booleans_as_numbers(name, column, at), at)
+        kind = self.kinds.get(name) or guess_kind(name, column, at)[0]
+        if kind == "date":
+            raise DataError(f"{at(0)}: is a date, which cannot be a target")
+        if kind != "numeric":
+            return _labels(to_text(name, column, at), at)
+        numbers = to_numbers(name, column, at)
+        if not all_integers(column) or np.abs(numbers).max() >= 2**63:
+            return numbers
+        integers: np.ndarray = pc.cast(pc.cast(column, pa.string()), pa.int64()).to_numpy()
+        return integers
+
+
+def _check_there(file: str, wanted: Sequence[str], names: Sequence[str]) -> None:
+    """Raise DataError for the first of the wanted columns that is not among the names."""
+    for name in wanted:
+        if name not in names:
+            raise no_such_column(file, name, names)
+
+
+def _take_rows(table: pa.Table, indices: np.ndarray) -> pa.Table:
+    return table.take(pa.array(indices))
+
+
+def _row_place(file: str, rows: np.ndarray) -> Callable[[int], str]:
+    return lambda i: f"{file}: row {rows[i] + 1}"
+
+
+def _file_name(table: pa.Table) -> str:
+    name: str = table.schema.metadata[b"file"].decode()
+    return name
+
+
+def _labels(text: pa.ChunkedArray, place: Place) -> np.ndarray:
+    lengths = pc.utf8_length(text).to_numpy()
+    if lengths.max() > _MAX_LABEL_LENGTH:  # numpy pads all to the longest
+        row_index = int(lengths.argmax())
+        start = text[row_index].as_py()[:40]
+        raise DataError(f"{place(row_index)}: {lengths[row_index]} characters are no label: {start!r}...")
+    return np.asarray(text.to_pylist(), np.str_)
+
+
+def _booleans_as_numbers(name: str, column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
+    """Return 1 and 0 where all cells say true and false, else the column as it is."""
+    if is_number(column.type):
+        return column
+    text = pc.utf8_lower(to_text(name, column, place))
+    if pc.all(pc.is_in(text, value_set=pa.array(["true", "false"]))).as_py():
+        return pc.cast(pc.equal(text, "true"), pa.int64())
+    return column
+
+
+def _split_names(name: str, column: pa.ChunkedArray, place: Callable[[int], str]) -> np.ndarray:
+    """Return (N,) of "train", "val" and "test". Raises DataError at anything else."""
+    at = cell_place(place, name)
+    text = to_text(name, column, at).fill_null("")
+    known = pc.is_in(text, value_set=pa.array(_SPLITS)).to_numpy()
+    if not known.all():
+        row_index = int(known.argmin())
+        value = text[row_index].as_py()
+        raise DataError(f"{at(row_index)}: {value!r} is none of {', '.join(_SPLITS)}")
+    return np.asarray(text.to_pylist(), np.str_)

@@ -1,0 +1,55 @@
+"""Which samples are for training, validation and testing: a pure function of the targets, the ratios and the seed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dltrain.errors import DataError
+
+NAMES = ("train", "val", "test")
+
+
+def split_by_ratio(
+    num_samples: int, val: float, test: float, seed: int, strata: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Divide samples 0..num_samples-1 at random and return the sorted int64 indices of each split.
+
+    Args:
+        num_samples: how many there are.
+        val: fraction for validation, 0..1.
+        test: fraction for testing, 0..1.
+        seed: of the permutation.
+        strata: (num_samples,) class of each sample, if each split should hold the same shares of them.
+
+    Raises:
+        DataError: if training, or a split whose fraction is not 0, would be empty.
+
+    """
+    if val + test >= 1:
+        raise DataError(f"split: val {val:g} and test {test:g} leave nothing to train on; their sum must be below 1")
+    order = np.random.default_rng(seed).permutation(num_samples)
+    if strata is not None:
+        order = _interleave(order, strata)
+    num_val, num_test = round(val * num_samples), round(test * num_samples)
+    parts = {
+        "test": order[:num_test],
+        "val": order[num_test : num_test + num_val],
+        "train": order[num_test + num_val :],
+    }
+    for name, fraction in (("val", val), ("test", test), ("train", 1.0)):
+        if fraction > 0 and len(parts[name]) == 0:
+            raise DataError(f"split: {num_samples} samples are too few for a {name} split of {fraction:g}")
+    return {name: np.sort(parts[name]) for name in NAMES}
+
+
+def _interleave(order: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    """Reorder so that every stretch of the result holds the classes in nearly their shares.
+
+    Sample k of the n of its class, in the given order, goes to the relative place (k + 1/2) / n.
+    """
+    places = np.empty(len(order))
+    shuffled = strata[order]
+    for value in np.unique(shuffled):
+        members = np.flatnonzero(shuffled == value)
+        places[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return order[np.argsort(places, kind="stable")]

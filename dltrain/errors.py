@@ -1,0 +1,57 @@
+"""The exceptions of dltrain and the exit code that each one ends the process with.
+
+* DltrainError
+  * ConfigError      2   the config or the command is wrong
+  * DataError        3   the data are wrong
+  * TrainingError    4   training failed: diverged, out of memory
+  * CheckpointError  5   the checkpoint is wrong
+  * Stopped    130/143   stopped by a signal; a checkpoint is saved
+
+Each carries a message for a person: what happened, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DltrainError(Exception):
+    """Base of all errors that a user can cause; shown without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(DltrainError):
+    """The config or the command is wrong. Holds all mistakes at once, a line each."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems: Sequence[str] = problems
+
+
+class DataError(DltrainError):
+    """The data are wrong: the message names the file, the row and the column where there is one."""
+
+    exit_code = 3
+
+
+class TrainingError(DltrainError):
+    """Training failed: the loss is not finite, or memory ran out."""
+
+    exit_code = 4
+
+
+class CheckpointError(DltrainError):
+    """A checkpoint is missing, damaged, of another format, or does not fit."""
+
+    exit_code = 5
+
+
+class Stopped(DltrainError):
+    """A signal stopped the run after a step; its checkpoint is saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,107 @@
+"""How good a model is on a split: the same code while training and for `dltrain evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dltrain import checkpoint as checkpoints
+from dltrain.build import Builder
+from dltrain.config.validate import load_config
+from dltrain.data.columns import Columns
+from dltrain.data.prepare import prepare_path, prepare_split
+from dltrain.device import autocast, open_device
+from dltrain.errors import ConfigError
+from dltrain.losses import count
+from dltrain.network import Network, restore_network
+from dltrain.tasks import Metrics
+
+
+@torch.no_grad()
+def evaluate_columns(
+    network: Network, model: nn.Module, columns: Columns, batch_size: int, precision: str
+) -> tuple[float, Metrics]:
+    """Return the mean loss over `columns` and the metrics; neither depends on `batch_size`.
+
+    `model` is the one of the network, or its averaged form; it is left in the mode in which it came.
+    """
+    device, was_training = network.device, model.training
+    model.eval()
+    metrics = network.metrics()
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    context = autocast(device, precision)
+    for start in range(0, len(columns), batch_size):
+        inputs = tuple(x[start : start + batch_size].to(device) for x in columns.inputs)
+        assert columns.target is not None
+        target = columns.target[start : start + batch_size].to(device)
+        with context:
+            output = model(*network.transform(inputs)).float()
+            loss = network.loss(output, target)
+        weight = count(network.loss, target)
+        loss_sum += loss.double() * weight
+        total += weight
+        metrics.update(output, target)
+    model.train(was_training)
+    return float(loss_sum / total), metrics
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    split: str = "test",
+    data: str | None = None,
+    device: str = "auto",
+    trusted: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure a checkpoint file, or the best checkpoint of a run directory.
+
+    Args:
+        path: the checkpoint or the run.
+        split: "test", "val" or "train" of the data that the run was trained on.
+        data: other data instead: a file or folder, all samples of which are used, or a config whose split is used.
+        device: "auto", "cpu", "cuda" or "cuda:n".
+        trusted: files and modules named by the checkpoint that may run.
+
+    Returns:
+        checkpoint, step, split, num_samples, metrics (by name) and report (JSON values).
+
+    """
+    file = checkpoints.find(Path(path))
+    checkpoint = checkpoints.load(file)
+    target_device = open_device(device)
+    builder, network = restore_network(checkpoint, str(file), target_device, trusted)
+    columns, name = _columns(builder, checkpoint.meta["facts"], split, data)
+    train = builder.file.config.train
+    loss, metrics = evaluate_columns(network, network.model, columns, train.eval_batch_size, train.precision)
+    return {
+        "checkpoint": str(file),
+        "step": checkpoint.meta["step"],
+        "split": name,
+        "num_samples": len(columns),
+        "metrics": {"loss": loss, **metrics.compute()},
+        "labels": _labels(network),
+        "report": metrics.report(),
+    }
+
+
+def _columns(builder: Builder, facts: dict[str, Any], split: str, data: str | None) -> tuple[Columns, str]:
+    if data is None:
+        return prepare_split(builder, facts, split), split
+    if not Path(data).exists():
+        raise ConfigError(f"--data {data}: there is no such file or folder")
+    if data.endswith((".yaml", ".yml")):
+        other = Builder(load_config(data))
+        return prepare_split(other, facts, split, same_data=False), f"{data} {split}"
+    return prepare_path(builder, facts, data), data
+
+
+def _labels(network: Network) -> list[str]:
+    """Return the names of classes, labels or targets, in the order of the report."""
+    task = network.task
+    names = getattr(task, "classes", None) or getattr(task, "labels", None) or getattr(task, "names", None)
+    return [str(name) for name in names or ()]

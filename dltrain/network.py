@@ -1,0 +1,140 @@
+"""The network of a config: the model, what it is called with, and the loss that judges it.
+
+Training builds it afresh; evaluation and prediction build it from a checkpoint's config and facts, then load weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dltrain import tasks
+from dltrain.build import Builder
+from dltrain.checkpoint import Checkpoint, load_weights
+from dltrain.config.reader import Document, override
+from dltrain.config.schema import losses
+from dltrain.config.schema.base import Component, type_name
+from dltrain.config.schema.sections import Config
+from dltrain.config.validate import ConfigFile, validate
+from dltrain.data.prepare import Inputs, input_transform, offered
+from dltrain.device import seed_everything
+from dltrain.errors import ConfigError, DltrainError
+from dltrain.tasks import Task
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model on its device with all that surrounds a forward pass."""
+
+    model: nn.Module
+    loss: Loss
+    task: Task
+    transform: Callable[[Inputs], Inputs]
+    """Stored inputs to what the model is called with."""
+    device: torch.device
+
+    def metrics(self) -> tasks.Metrics:
+        """Return fresh metrics of the task."""
+        return self.task.metrics(self.device, getattr(self.loss, "prediction", None))
+
+    def predict(self, output: Tensor) -> dict[str, list[Any]]:
+        """Return the columns of predictions that outputs (B, K) mean."""
+        prediction = getattr(self.loss, "prediction", None)
+        return self.task.predict(output if prediction is None else prediction(output))
+
+
+def build_network(builder: Builder, facts: dict[str, Any], device: torch.device) -> Network:
+    """Build model and loss for the data that `facts` describe; initial weights follow from the config's seed.
+
+    Raises ConfigError, with the place in the config, if they do not fit the data or each other.
+    """
+    config = builder.file.config
+    task = tasks.from_facts(facts["task"])
+    settings = config.loss or _default_loss(task)
+    _check_loss(builder, settings, task)
+    loss = builder.build(settings, ("loss",), offered(facts))
+    values = offered(facts, getattr(loss, "outputs_per_target", 1))
+    seed_everything(torch.device("cpu"), config.seed)
+    model = builder.build(config.model, ("model",), values)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"{builder.file.place('model')}: {config.model.type} gives a {type(model).__name__}, no torch.nn.Module"
+        )
+    model, loss = model.to(device), loss.to(device) if isinstance(loss, nn.Module) else loss
+    network = Network(model, loss, task, input_transform(facts, device), device)
+    _try_forward(builder, network, facts, values["out_features"])
+    return network
+
+
+def restore_network(
+    checkpoint: Checkpoint, where: str, device: torch.device, trusted: Sequence[str]
+) -> tuple[Builder, Network]:
+    """Build the network of a checkpoint and load the weights that are to be evaluated.
+
+    Code that the checkpoint's config names runs only if it is listed in `trusted`.
+    """
+    builder = Builder(config_of(checkpoint, where), trusted)
+    network = build_network(builder, checkpoint.meta["facts"], device)
+    load_weights(network.model, checkpoint.evaluated_weights, where)
+    network.model.eval()
+    return builder, network
+
+
+def config_of(checkpoint: Checkpoint, where: str, overrides: Sequence[str] = ()) -> ConfigFile:
+    """Return the resolved config of a checkpoint with `section.key=value` overrides; `where` names it in messages."""
+    document = Document(where, copy.deepcopy(checkpoint.meta["config"]))
+    override(document, overrides)
+    config: Config = validate(document)
+    return ConfigFile(config, document, checkpoint.meta["folder"], text="")
+
+
+def dummy_inputs(facts: dict[str, Any], num_samples: int, device: torch.device) -> Inputs:
+    """Return zeros of the shapes and types of the stored inputs."""
+    return tuple(
+        torch.zeros(num_samples, *shape, dtype=getattr(torch, dtype), device=device)
+        for shape, dtype in zip(facts["input_shapes"], facts["input_types"], strict=True)
+    )
+
+
+def _default_loss(task: Task) -> Component:
+    cls = next(cls for cls in losses.ALL if type_name(cls) == task.default_loss)
+    return cls(type=task.default_loss)
+
+
+def _check_loss(builder: Builder, settings: Component, task: Task) -> None:
+    """Raise ConfigError if a built-in loss is for another task than this."""
+    fitting = getattr(settings, "tasks", None)
+    if fitting is not None and task.type not in fitting:
+        names = ", ".join(type_name(cls) for cls in losses.ALL if task.type in getattr(cls, "tasks", ()))
+        raise ConfigError(
+            f"{builder.file.place('loss', 'type')}: {settings.type} is for {' and '.join(fitting)}; "
+            f"the task is {task.type}; possible: {names}"
+        )
+
+
+def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_features: int) -> None:
+    """Run two samples of zeros through the model: sizes that torch infers are set, and what does not fit is said."""
+    place = builder.file.place("model")
+    inputs = network.transform(dummy_inputs(facts, 2, network.device))
+    shapes = " and ".join(str(tuple(x.shape[1:])) for x in inputs)
+    network.model.eval()
+    try:
+        with torch.no_grad():
+            output = network.model(*inputs)
+    except DltrainError as error:
+        raise type(error)(f"{place}: {error}") from None
+    except Exception as error:  # whatever a model does with inputs of a wrong shape
+        first_line = str(error).strip().split("\n")[0]
+        hint = "; set data.categories: onehot to have one input" if facts["source"].get("cardinalities") else ""
+        raise ConfigError(f"{place}: cannot take samples of shape {shapes}: {first_line}{hint}") from error
+    if not isinstance(output, Tensor) or tuple(output.shape) != (2, out_features):
+        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ConfigError(f"{place}: two samples give {found}; {network.task.type} needs shape (2, {out_features})")
+    network.model.train()

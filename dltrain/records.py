@@ -1,0 +1,105 @@
+"""What a run writes down about itself and what it says: for people, and for the run that goes on with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import yaml
+
+from dltrain.checkpoint import Checkpoint
+from dltrain.config.validate import ConfigFile
+from dltrain.device import environment
+from dltrain.errors import ConfigError, DataError
+from dltrain.plan import Goal
+from dltrain.run import Run, finite_or_none
+from dltrain.state import State
+
+MAY_CHANGE = (
+    "train.duration",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.eval_batch_size",
+    "train.device",
+)
+"""Settings that a resumed run may have otherwise than the run that it goes on with."""
+
+
+def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> None:
+    """Write config.yaml, resolved.yaml and environment.json."""
+    run.write("config.yaml", file.text)
+    run.write("resolved.yaml", resolved_text(file))
+    run.write(
+        "environment.json",
+        json.dumps({**environment(device), "num_samples": facts["num_samples"]}, indent=2) + "\n",
+    )
+
+
+def resolved_text(file: ConfigFile) -> str:
+    """Return the config with all defaults as YAML."""
+    return yaml.safe_dump(file.config.model_dump(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def meta(file: ConfigFile, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds besides the state: what is needed to build the network again anywhere."""
+    config = {**file.config.model_dump(), "name": file.name}
+    return {"config": config, "folder": file.folder, "facts": facts, "torch": torch.__version__}
+
+
+def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], where: str) -> None:
+    """Raise ConfigError if the config differs where it may not, DataError if the data have changed."""
+    before, after = _flat(saved.meta["config"]), _flat(meta(file, facts)["config"])
+    changed = [
+        f"{file.place(*key.split('.'))}: is {after.get(key)!r}, the run was made with {before.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in MAY_CHANGE
+    ]
+    if changed:
+        raise ConfigError(*changed, f"{where}: is not resumed with another config; may change: {', '.join(MAY_CHANGE)}")
+    if json.loads(json.dumps(facts)) != saved.meta["facts"]:
+        raise DataError(f"{where}: is not resumed: the data have changed since")
+
+
+def not_finite(state: State, loss: float, steps_per_epoch: int, run: Run) -> str:
+    """Return the message about a loss that is not finite."""
+    lr = state.optimizer.param_groups[0]["lr"]
+    kept = "the last checkpoint is kept" if any(run.checkpoints.iterdir()) else "no checkpoint had been written yet"
+    return (
+        f"step {state.step} (epoch {state.step // steps_per_epoch + 1}): the loss is {loss}; not updated, "
+        f"{kept} in {run.folder}. Try a lower optimizer.lr (it was {lr:g}), schedule.warmup, or regularization.clip"
+    )
+
+
+def how_to_resume(step: int, total_steps: int, folder: Any) -> str:
+    """Return the message of a run that was stopped."""
+    return (
+        f"stopped at step {step} of {total_steps}; the checkpoint is saved. Go on with: dltrain fit --resume {folder}"
+    )
+
+
+def summary(
+    run: Run, state: State, goal: Goal, total_steps: int, steps_per_epoch: int, stopped_early: bool
+) -> dict[str, Any]:
+    """Return the result of a training as JSON values."""
+    scores = [score for score in state.scores if score == score]
+    return {
+        "run": str(run.folder),
+        "step": state.step,
+        "total_steps": total_steps,
+        "epoch": state.step / steps_per_epoch,
+        "stopped_early": stopped_early,
+        "best": {"metric": goal.metric, "value": min(scores) * goal.sign if scores else None},
+        "metrics": {key: finite_or_none(value) for key, value in state.row.items()},
+        "elapsed_s": round(state.elapsed_s, 3),
+    }
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} for a tree of mappings; lists are values."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

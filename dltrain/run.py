@@ -1,0 +1,136 @@
+"""The run directory `runs/<name>/<n>/`: one training, everything that is known of it, and no absolute path inside.
+
+A run never overwrites another, and two processes never share one: the lock is held by the process and dies with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from dltrain.errors import ConfigError
+
+_METRICS = "metrics.jsonl"
+
+
+class Run:
+    """An open run directory, locked by this process."""
+
+    def __init__(self, folder: Path, lock: IO[str]) -> None:
+        self.folder = folder
+        self._lock = lock
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> Run:
+        """Make and lock the next free `root/name/n`, n = 1, 2, .... Raises ConfigError if the disk refuses."""
+        try:
+            (root / name).mkdir(parents=True, exist_ok=True)
+            number = 1 + max((int(entry) for entry in os.listdir(root / name) if entry.isdecimal()), default=0)
+            while True:
+                try:
+                    (root / name / str(number)).mkdir()
+                    break
+                except FileExistsError:
+                    number += 1
+            folder = root / name / str(number)
+            (folder / "checkpoints").mkdir()
+            return cls(folder, _lock(folder))
+        except OSError as error:
+            raise ConfigError(f"--out {root}: no run directory can be made there: {error.strerror}") from None
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Lock an existing run directory to go on with it. Raises ConfigError if there is none or it is in use."""
+        if not (folder / "checkpoints").is_dir():
+            raise ConfigError(f"--resume {folder}: is no run directory (it has no checkpoints/); such as runs/digits/1")
+        return cls(folder, _lock(folder))
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        self._lock.close()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small text file of the run."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def log(self, message: str) -> None:
+        """Append a line with the time to log.txt."""
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl; values that are not finite become null."""
+        with (self.folder / _METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({key: finite_or_none(value) for key, value in row.items()}) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl past `step`, and a torn last line: what a resumed run will write again."""
+        rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
+        temporary = self.folder / f"{_METRICS}.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(temporary, self.folder / _METRICS)
+
+
+def _lock(folder: Path) -> IO[str]:
+    file = (folder / ".lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"{folder}: another process is at work in this run directory") from None
+    return file
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether some process is at work in the run directory."""
+    try:
+        _lock(folder).close()
+    except ConfigError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl, without a torn last line."""
+    try:
+        lines = (folder / _METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Yield the run directories at or below `root`, oldest name first."""
+    if (root / "checkpoints").is_dir():
+        yield root
+        return
+    if root.is_dir():
+        for entry in sorted(root.iterdir(), key=lambda path: (not path.name.isdecimal(), path.name.zfill(12))):
+            if entry.is_dir() and not entry.is_symlink():
+                yield from find_runs(entry)
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return `value`, or None for a number that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,120 @@
+"""What changes from step to step, and its way into a checkpoint and back, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dltrain import checkpoint as checkpoints
+from dltrain.checkpoint import Checkpoint
+from dltrain.tasks import Metrics
+
+_SUMS = ("loss_sum", "penalty_sum", "weight_sum")
+
+
+@dataclass
+class State:
+    """A training between two steps. Everything else that decides the next step is a function of config and step."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    averaged: nn.Module | None
+    """The model with averaged weights, where the config asks for an average."""
+    scaler: Any
+    """torch.amp.GradScaler for float16, else None."""
+    metrics: Metrics
+    """Of the training batches since the last line of metrics."""
+    step: int = 0
+    elapsed_s: float = 0.0
+    scores: list[float] = field(default_factory=list)
+    """The monitored metric at each evaluation, with the sign by which lower is better."""
+    row: dict[str, Any] = field(default_factory=dict)
+    """The last line of metrics."""
+    loss_sum: Tensor = field(init=False)
+    """Float64 scalar since the last line of metrics: losses, each times its weight; the next two likewise."""
+    penalty_sum: Tensor = field(init=False)
+    weight_sum: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device
+        for name in _SUMS:
+            setattr(self, name, torch.zeros((), dtype=torch.float64, device=device))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The form of the model that is evaluated."""
+        return self.model if self.averaged is None else self.averaged
+
+    @property
+    def best_is_last(self) -> bool:
+        """Whether the last evaluation was the best so far."""
+        return not math.isnan(self.scores[-1]) and not any(score <= self.scores[-1] for score in self.scores[:-1])
+
+    def refresh_average(self) -> None:
+        """Bring averages up to date that an optimizer keeps in its own state (schedule-free)."""
+        if self.averaged is not None and hasattr(self.optimizer, "average_into"):
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            targets = dict(self.averaged.named_parameters())
+            in_order = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self.optimizer.average_into([targets[names[p]] for p in in_order])
+            for target, buffer in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+                target.copy_(buffer)
+
+    def reset_sums(self) -> None:
+        """Begin a new line of metrics."""
+        for name in _SUMS:
+            getattr(self, name).zero_()
+        self.metrics.reset()
+
+    def last_checkpoint(self, meta: dict[str, Any]) -> Checkpoint:
+        """Return all of the state, with `meta` about the run; the tensors are the live ones."""
+        self.refresh_average()
+        tensors = _prefixed("model", self.model.state_dict())
+        if self.averaged is not None:
+            tensors |= _prefixed("averaged", self.averaged.state_dict())
+        tensors |= _prefixed("optimizer", checkpoints.optimizer_state(self.optimizer, self.model))
+        tensors |= {f"running/{name}": getattr(self, name) for name in _SUMS}
+        tensors["running/metrics"] = self.metrics.state
+        scores = [None if math.isnan(score) else score for score in self.scores]
+        numbers = {"step": self.step, "elapsed_s": self.elapsed_s, "metrics": self.row, "scores": scores}
+        return Checkpoint(tensors, {**meta, **numbers, "scaler": self.scaler.state_dict() if self.scaler else None})
+
+    def best_checkpoint(self, meta: dict[str, Any]) -> Checkpoint:
+        """Return a copy of the weights that were evaluated, enough to evaluate and predict with."""
+        weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
+        return Checkpoint(_prefixed("model", weights), {**meta, "step": self.step, "metrics": self.row})
+
+    def restore(self, checkpoint: Checkpoint, where: str) -> None:
+        """Take over the state of a last checkpoint; `where` names it in messages."""
+        checkpoints.load_weights(self.model, checkpoint.part("model"), where)
+        if self.averaged is not None:
+            checkpoints.load_weights(self.averaged, checkpoint.part("averaged"), where)
+        checkpoints.load_optimizer_state(self.optimizer, self.model, checkpoint.part("optimizer"))
+        running, meta = checkpoint.part("running"), checkpoint.meta
+        for name in _SUMS:
+            getattr(self, name).copy_(running[name])
+        self.metrics.load(running["metrics"].to(self.loss_sum.device))
+        if self.scaler is not None:
+            self.scaler.load_state_dict(meta["scaler"])
+        self.step, self.elapsed_s, self.row = meta["step"], meta["elapsed_s"], meta["metrics"]
+        self.scores = [math.nan if score is None else score for score in meta["scores"]]
+
+
+def averaged_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` that will hold averaged weights."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Return parameters and buffers of `module`, in a fixed order."""
+    return [*(p.detach() for p in module.parameters()), *module.buffers()]
+
+
+def _prefixed(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for name, tensor in tensors.items()}

@@ -1,0 +1,259 @@
+"""What a task is: how targets become tensors, how outputs become predictions, and which metrics say how good they are.
+
+A task is learned from the training samples (`learn`) and then stored as plain values (`facts`) in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dltrain.config.names import did_you_mean
+from dltrain.data.columns import Samples
+from dltrain.errors import ConfigError, DataError
+from dltrain.metrics import ClassificationMetrics, MultilabelMetrics, RegressionMetrics
+
+Metrics = ClassificationMetrics | MultilabelMetrics | RegressionMetrics
+MAX_INFERRED_CLASSES = 100
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One class of several for each sample; outputs are one score a class."""
+
+    type: ClassVar[str] = "classification"
+    default_loss: ClassVar[str] = "cross_entropy"
+    classes: list[int | str]
+
+    @classmethod
+    def learn(cls, samples: Samples) -> Classification:
+        """Take the classes, sorted, from the training samples."""
+        classes = np.unique(_labels(samples)).tolist()
+        if len(classes) < 2:
+            raise DataError(
+                f"{samples.place(0)}: all training targets are {classes[0]!r}; classification needs two classes"
+            )
+        return cls(classes)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of values that the model puts out for a sample."""
+        return len(self.classes)
+
+    def encode(self, samples: Samples) -> Tensor:
+        """Return class ids (N,) int64. Raises DataError for a class that training has not seen."""
+        labels = _labels(samples)
+        if isinstance(self.classes[0], str) != (labels.dtype.kind in "OU"):
+            labels = labels.astype(str) if isinstance(self.classes[0], str) else labels
+        ids = {label: index for index, label in enumerate(self.classes)}
+        encoded = [ids.get(label, -1) for label in labels.tolist()]
+        if -1 in encoded:
+            row = encoded.index(-1)
+            raise _unknown_label(samples.place(row), labels.tolist()[row], self.classes)
+        return torch.tensor(encoded, dtype=torch.int64)
+
+    def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        """Return fresh metrics."""
+        return ClassificationMetrics(len(self.classes), device)
+
+    def predict(self, output: Tensor) -> dict[str, list[Any]]:
+        """Return columns for outputs (B, K): the class and the probability of each."""
+        probabilities = output.float().softmax(1).cpu()
+        best = probabilities.argmax(1).tolist()
+        columns: dict[str, list[Any]] = {"prediction": [self.classes[index] for index in best]}
+        for index, name in enumerate(self.classes):
+            columns[f"probability_{name}"] = probabilities[:, index].tolist()
+        return columns
+
+
+@dataclass(frozen=True)
+class Multilabel:
+    """Any number of labels for each sample; outputs are one logit a label."""
+
+    type: ClassVar[str] = "multilabel"
+    default_loss: ClassVar[str] = "bce"
+    labels: list[str]
+    separator: str
+
+    @classmethod
+    def learn(cls, samples: Samples, separator: str) -> Multilabel:
+        """Take the labels from the columns' names, or sorted from text such as "red|round"."""
+        targets = _targets(samples)
+        if targets.ndim == 2:
+            names = samples.target_names or tuple(str(index) for index in range(targets.shape[1]))
+            return cls(list(names), separator)
+        labels = sorted({label for text in targets.tolist() for label in _split_labels(text, separator)})
+        if not labels:
+            raise DataError(f"{samples.place(0)}: no training sample has a label")
+        return cls(labels, separator)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of values that the model puts out for a sample."""
+        return len(self.labels)
+
+    def encode(self, samples: Samples) -> Tensor:
+        """Return (N, K) float32 of 0 and 1. Raises DataError for other values and for unknown labels."""
+        targets = _targets(samples)
+        if targets.ndim == 2:
+            wrong = np.argwhere((targets != 0) & (targets != 1))
+            if len(wrong):
+                row, column = wrong[0]
+                name = self.labels[column]
+                raise DataError(f"{samples.place(int(row))}, label '{name}': {targets[row, column]} is neither 0 nor 1")
+            return torch.from_numpy(targets.astype(np.float32))
+        ids = {label: index for index, label in enumerate(self.labels)}
+        encoded = torch.zeros(len(targets), len(self.labels))
+        for row, text in enumerate(targets.tolist()):
+            for label in _split_labels(text, self.separator):
+                if label not in ids:
+                    raise _unknown_label(samples.place(row), label, self.labels)
+                encoded[row, ids[label]] = 1.0
+        return encoded
+
+    def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        """Return fresh metrics."""
+        return MultilabelMetrics(len(self.labels), device)
+
+    def predict(self, output: Tensor) -> dict[str, list[Any]]:
+        """Return columns for logits (B, K): the labels above one half, and the probability of each."""
+        probabilities = output.float().sigmoid().cpu()
+        chosen = (probabilities > 0.5).tolist()
+        joined = [self.separator.join(name for name, on in zip(self.labels, row, strict=True) if on) for row in chosen]
+        columns: dict[str, list[Any]] = {"prediction": joined}
+        for index, name in enumerate(self.labels):
+            columns[f"probability_{name}"] = probabilities[:, index].tolist()
+        return columns
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One or several numbers for each sample. The model learns (y - mean) / std; metrics are in the units of y."""
+
+    type: ClassVar[str] = "regression"
+    default_loss: ClassVar[str] = "mse"
+    names: list[str]
+    mean: list[float]
+    std: list[float]
+
+    @classmethod
+    def learn(cls, samples: Samples, standardize: bool) -> Regression:
+        """Take mean and deviation of each target from the training samples."""
+        targets = _numbers(samples)
+        names = samples.target_names or tuple(f"target{index}" for index in range(targets.shape[1]))
+        if not standardize:
+            return cls(list(names), [0.0] * len(names), [1.0] * len(names))
+        std = targets.std(axis=0)
+        return cls(list(names), targets.mean(axis=0).tolist(), np.where(std > 0, std, 1.0).tolist())
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of targets of a sample."""
+        return len(self.names)
+
+    def encode(self, samples: Samples) -> Tensor:
+        """Return (N, K) float32 standardised targets. Raises DataError where one is not finite."""
+        targets = _numbers(samples)
+        if targets.shape[1] != len(self.names):
+            raise DataError(f"{samples.place(0)}: has {targets.shape[1]} targets, training had {len(self.names)}")
+        return torch.from_numpy(((targets - self.mean) / self.std).astype(np.float32))
+
+    def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        """Return fresh metrics; `prediction` turns outputs into target space where they are something else."""
+        return RegressionMetrics(len(self.names), device, std=torch.tensor(self.std), prediction=prediction)
+
+    def predict(self, output: Tensor) -> dict[str, list[Any]]:
+        """Return columns for outputs (B, K) in target space: one a target, in the units of the data."""
+        values = output.double().cpu() * torch.tensor(self.std).double() + torch.tensor(self.mean).double()
+        if len(self.names) == 1:
+            return {"prediction": values[:, 0].tolist()}
+        return {f"prediction_{name}": values[:, index].tolist() for index, name in enumerate(self.names)}
+
+
+Task = Classification | Multilabel | Regression
+_TASKS: dict[str, Any] = {task.type: task for task in (Classification, Multilabel, Regression)}
+
+
+def infer_type(samples: Samples) -> str:
+    """Return the type of the task where the targets make it plain. Raises ConfigError where they do not."""
+    targets = _targets(samples)
+    if targets.ndim == 2:
+        return "multilabel" if bool(np.isin(targets, (0, 1)).all()) else "regression"
+    if targets.dtype.kind in "OUb":
+        return "classification"
+    if targets.dtype.kind == "f":
+        return "regression"
+    num_values = len(np.unique(targets))
+    if num_values <= MAX_INFERRED_CLASSES:
+        return "classification"
+    raise ConfigError(
+        f"task: the targets are {num_values} different whole numbers, which may be classes or quantities; "
+        "write task: {type: classification} or task: {type: regression}"
+    )
+
+
+def facts_of(task: Task) -> dict[str, Any]:
+    """Return the task as plain values for the checkpoint."""
+    return {"type": task.type, **asdict(task)}
+
+
+def from_facts(facts: dict[str, Any]) -> Task:
+    """Return the task that `facts_of` described."""
+    arguments = {key: value for key, value in facts.items() if key != "type"}
+    task: Task = _TASKS[facts["type"]](**arguments)
+    return task
+
+
+def _targets(samples: Samples) -> np.ndarray:
+    if samples.targets is None:
+        raise DataError(f"{samples.place(0)}: the data have no targets")
+    return samples.targets
+
+
+def _labels(samples: Samples) -> np.ndarray:
+    """Return class labels (N,) as text or int64."""
+    targets = _targets(samples)
+    if targets.ndim != 1:
+        raise ConfigError(f"task: classification needs one target a sample, the data have {targets.shape[1]}")
+    if targets.dtype.kind == "f":
+        whole = targets.astype(np.int64)
+        wrong = np.flatnonzero(whole != targets)
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{samples.place(row)}: target {targets[row]:g} is no class; is this task: {{type: regression}}?"
+            )
+        return whole
+    return targets.astype(str) if targets.dtype.kind in "Ob" else targets
+
+
+def _numbers(samples: Samples) -> np.ndarray:
+    """Return targets (N, K) float64, all finite."""
+    targets = _targets(samples)
+    if targets.dtype.kind in "OU":
+        raise DataError(f"{samples.place(0)}: target {targets.flat[0]!r} is text; regression needs numbers")
+    numbers = targets.astype(np.float64).reshape(len(targets), -1)
+    wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"{samples.place(row)}: target {numbers[row].tolist()} is not finite ({len(wrong)} such samples)"
+        )
+    return numbers
+
+
+def _split_labels(text: Any, separator: str) -> list[str]:
+    return [label.strip() for label in str(text).split(separator) if label.strip()]
+
+
+def _unknown_label(place: str, label: Any, known: list[Any]) -> DataError:
+    names = [str(name) for name in known]
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return DataError(
+        f"{place}: class '{label}' is not in the training split; its classes: {shown}{did_you_mean(str(label), names)}"
+    )
