@@ -3,38 +3,38 @@
 from torch import Tensor, nn
 
 
-class PatchMixer(nn.Module):
-    """Cuts an image into patches and mixes them with two linear layers (after Tolstikhin et al. 2021).
+class ConvMixer(nn.Module):
+    """Mixes an image over space, then over channels, again and again (Trockman & Kolter 2022,
+    https://arxiv.org/abs/2201.09792).
 
     Args:
-        in_channels: of the images (decided by the data).
-        input_shape: (C, H, W) of the images (decided by the data).
-        num_classes: decided by the data.
-        width: features of a patch.
-        patch: side of a patch in pixels.
+        in_channels: of the images; the data decide it.
+        num_classes: the data decide it.
+        width: channels inside the model.
+        depth: how many times it mixes.
+        kernel_size: how far it mixes over space.
 
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        input_shape: tuple[int, int, int],
-        num_classes: int,
-        width: int = 32,
-        patch: int = 2,
+        self, in_channels: int, num_classes: int, width: int = 64, depth: int = 4, kernel_size: int = 3
     ) -> None:
         super().__init__()
-        num_patches = (input_shape[1] // patch) * (input_shape[2] // patch)
-        self.embed = nn.Conv2d(in_channels, width, patch, stride=patch)
-        self.over_patches = nn.Sequential(nn.LayerNorm(num_patches), nn.Linear(num_patches, num_patches), nn.GELU())
-        self.over_features = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.stem = _block(nn.Conv2d(in_channels, width, 1))
+        self.over_space = nn.ModuleList(
+            _block(nn.Conv2d(width, width, kernel_size, groups=width, padding="same")) for _ in range(depth)
+        )
+        self.over_channels = nn.ModuleList(_block(nn.Conv2d(width, width, 1)) for _ in range(depth))
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores (B, num_classes) for images (B, C, H, W)."""
-        x = self.embed(x).flatten(2)
-        x = x + self.over_patches(x)
-        x = x.transpose(1, 2)
-        x = x + self.over_features(x)
-        scores: Tensor = self.head(x.mean(dim=1))
+        x = self.stem(x)
+        for over_space, over_channels in zip(self.over_space, self.over_channels, strict=True):
+            x = over_channels(x + over_space(x))
+        scores: Tensor = self.head(x.mean(dim=(2, 3)))
         return scores
+
+
+def _block(convolution: nn.Conv2d) -> nn.Module:
+    return nn.Sequential(convolution, nn.GELU(), nn.BatchNorm2d(convolution.out_channels))

@@ -6,14 +6,17 @@ What the config says goes to the target by parameter name; parameters that the d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dltrain.config.durations import DurationValue, to_steps
@@ -67,25 +70,28 @@ class Builder:
             return target(**arguments)
         except DltrainError as error:
             raise type(error)(f"{self.file.place(*keys)}: {error}") from None
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            NotImplementedError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            OSError,
-        ) as error:
+        except Exception as error:  # whatever a user's code does
             if not isinstance(component, UserComponent):
                 raise
             raise ConfigError(f"{self.file.place(*keys)}: {component.type} failed: {_first_line(error)}") from error
 
+    def build_callable(
+        self, component: Component, keys: tuple[str | int, ...], offered: Mapping[str, Any]
+    ) -> Callable[..., Any]:
+        """Return what is called in each step: a class is built with its arguments, a function has them bound."""
+        if inspect.isclass(self.target(component, keys)):
+            return self.build(component, keys, offered)  # type: ignore[no-any-return]
+        return self.partial(component, keys, offered=offered)
+
     def partial(
-        self, component: Component, keys: tuple[str | int, ...], clock: Clock | None = None
+        self,
+        component: Component,
+        keys: tuple[str | int, ...],
+        clock: Clock | None = None,
+        offered: Mapping[str, Any] = MappingProxyType({}),
     ) -> Callable[..., Any]:
         """Return the function that `component` names, with its arguments bound."""
-        target, arguments = self.target_and_arguments(component, keys, {}, clock, partial=True)
+        target, arguments = self.target_and_arguments(component, keys, offered, clock, partial=True)
         return functools.partial(target, **arguments) if arguments else target
 
     def target_and_arguments(
@@ -147,17 +153,20 @@ class Builder:
         if isinstance(component, UserComponent):
             module_name = self._allowed(module_name, place)
         try:
-            module = (
-                _module_from_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
-            )
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{place}: there is no file '{module_name}'; paths are relative to the config file"
-            ) from None
+            if not module_name.endswith(".py"):
+                with _importable(Path.cwd(), len(sys.path)):  # behind what is installed
+                    module = importlib.import_module(module_name)
+            elif Path(module_name).is_file():
+                module = _module_from_file(module_name)
+            else:
+                raise ConfigError(f"{place}: there is no file '{module_name}'; paths are relative to the config file")
+        except DltrainError:
+            raise
         except Exception as error:  # whatever a user's module does at import
             if not isinstance(component, UserComponent):
                 raise
-            raise ConfigError(f"{place}: '{module_name}' cannot be imported: {_first_line(error)}") from error
+            hint = "" if module_name.endswith(".py") else "; a file of your own is written path/file.py:Name"
+            raise ConfigError(f"{place}: '{module_name}' cannot be imported: {_first_line(error)}{hint}") from error
         found: Any = getattr(module, name, None)
         if not callable(found):
             names = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
@@ -178,8 +187,8 @@ class Builder:
 
 
 def _module_from_file(path: str) -> Any:
-    """Import the module at `path` once a process; its folder is importable meanwhile, as for a script."""
-    file = Path(path).resolve(strict=True)
+    """Import the module at `path` once a process."""
+    file = Path(path).resolve()
     name = f"dltrain_user_{file.stem}_{abs(hash(str(file))):x}"
     if name in sys.modules:
         return sys.modules[name]
@@ -188,15 +197,23 @@ def _module_from_file(path: str) -> Any:
         raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(file.parent))
     try:
-        spec.loader.exec_module(module)
+        with _importable(file.parent, 0):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
-    finally:
-        sys.path.remove(str(file.parent))
     return module
+
+
+@contextlib.contextmanager
+def _importable(folder: Path, position: int) -> Iterator[None]:
+    """Context in which modules of `folder` can be imported, as those beside a script can."""
+    sys.path.insert(position, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
@@ -215,5 +232,13 @@ def _in_steps(value: Any, clock: Clock | None) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
+    """Return what went wrong in a user's code, and the last of its lines that led there."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    not_theirs = ("site-packages", "<frozen", __file__, importlib.__file__)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(place in frame.filename for place in not_theirs)
+    ]
+    return f"{text} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else text

@@ -5,9 +5,11 @@ No pickle; nothing in it is run. It is written whole or not at all, and SHA-256 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from dltrain.errors import CheckpointError
 
 FORMAT_VERSION = 1
 LAST, BEST = "last.safetensors", "best.safetensors"
+
+# What every checkpoint has in its metadata; the last of a run has more.
+_META = {"aliases": dict, "config": dict, "facts": dict, "folder": str, "metrics": dict, "step": int}
+_FACTS = {"source": dict, "task": dict, "input_shapes": list, "input_types": list, "num_samples": dict}
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,43 @@ def load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: is a safetensors file, but no checkpoint of dltrain")
     if header.get("sha256") != _digest(tensors, header["dltrain"]):
         raise CheckpointError(f"{path}: is damaged: its SHA-256 does not fit its contents")
-    meta = json.loads(header["dltrain"])
-    if meta["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: has checkpoint format {meta['format_version']}; this dltrain reads format {FORMAT_VERSION}"
-        )
+    meta = _read_meta(path, header["dltrain"])
+    unknown = [name for name in meta["aliases"].values() if not isinstance(name, str) or name not in tensors]
+    if unknown:
+        raise CheckpointError(f"{path}: an alias names {unknown[0]!r}, and there is no such tensor")
     tensors |= {alias: tensors[name] for alias, name in meta["aliases"].items()}
     return Checkpoint(tensors, meta)
+
+
+def _read_meta(path: Path, text: str) -> dict[str, Any]:
+    """Return the metadata. Raises CheckpointError for another format, and where a part that all have is missing."""
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata are no JSON: {error}") from None
+    version = meta.get("format_version") if isinstance(meta, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: has checkpoint format {version}; this dltrain reads format {FORMAT_VERSION}")
+    for tree, kinds in ((meta, _META), (meta.get("facts"), _FACTS)):
+        wrong = [name for name, kind in kinds.items() if not isinstance(tree.get(name), kind)]
+        wrong = wrong or [name for name in ("input_shapes",) if name in tree and not _are_shapes(tree[name])]
+        if wrong:
+            raise CheckpointError(f"{path}: its metadata lack {', '.join(wrong)}, or have it in another form")
+    return meta  # type: ignore[no-any-return]
+
+
+def _are_shapes(value: list[Any]) -> bool:
+    """Return whether `value` is a list of shapes: lists of sizes of at least 0."""
+    return all(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in value)
+
+
+@contextlib.contextmanager
+def understood(where: str) -> Iterator[None]:
+    """Raise CheckpointError where the block fails on metadata that no dltrain has written."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: its metadata are not understood: {type(error).__name__}: {error}") from error
 
 
 def find(path: Path, name: str = BEST) -> Path:
@@ -113,28 +149,55 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
 
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's tensors as "parameter name/key"."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
+    """Return what the optimizer remembers: "parameter name/key", and "#i/key" for what group i has learnt by itself.
+
+    Plain numbers become tensors whose key ends in "#". Raises CheckpointError for a value that is neither.
+    """
+    remembered = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+    for index, group in enumerate(optimizer.param_groups):
+        given = {"params", "lr", "base_lr", "weight_decay"}
+        changed = {key: value for key, value in group.items() if key not in given and _is_storable(value)}
+        defaults = optimizer.defaults
+        remembered[f"#{index}"] = {
+            key: value
+            for key, value in changed.items()
+            if isinstance(value, Tensor) or key not in defaults or value != defaults[key]
+        }
+    tensors: dict[str, Tensor] = {}
+    for owner, values in remembered.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{owner}/{key}"] = value
+            elif _is_storable(value):
+                tensors[f"{owner}/{key}#"] = torch.tensor(value, dtype=_NUMBER_TYPES[type(value)])
+            elif value is not None:
+                raise CheckpointError(
+                    f"optimizer: keeps '{key}', a {type(value).__name__}, for {owner}; a checkpoint holds tensors and "
+                    "numbers, so a resumed run would not be exact"
+                )
+    return tensors
 
 
 def load_optimizer_state(optimizer: Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_state` returned, bit for bit. Learning rates come from the config."""
-    for name, parameter in model.named_parameters():
-        prefix = f"{name}/"
-        state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-        state = {key: value for key, value in state.items() if "/" not in key}
-        if state:
-            optimizer.state[parameter] = {
-                key: value.clone()
-                if value.dim() == 0 and not _on_device(optimizer)
-                else value.clone().to(parameter.device)
-                for key, value in state.items()
-            }
+    parameters = dict(model.named_parameters())
+    for path, tensor in tensors.items():
+        owner, _, key = path.rpartition("/")
+        value = tensor.item() if key.endswith("#") else tensor.clone()
+        if owner.startswith("#"):
+            optimizer.param_groups[int(owner[1:])][key.removesuffix("#")] = value
+            continue
+        parameter = parameters[owner]
+        if isinstance(value, Tensor) and (value.dim() > 0 or _on_device(optimizer)):
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key.removesuffix("#")] = value
+
+
+_NUMBER_TYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+def _is_storable(value: Any) -> bool:
+    return isinstance(value, Tensor) or type(value) in _NUMBER_TYPES
 
 
 def _on_device(optimizer: Optimizer) -> bool:
@@ -148,13 +211,18 @@ def _without_aliases(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
     first: dict[tuple[Any, ...], str] = {}
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
+    storages: set[int] = set()
     for name, tensor in tensors.items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and key in first:
             aliases[name] = first[key]
-        else:
-            first[key] = name
-            kept[name] = tensor.detach().cpu().contiguous()
+            continue
+        first[key] = name
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        # Safetensors refuses views of one storage, such as a buffer that is part of a weight.
+        kept[name] = value.clone() if storage in storages else value
+        storages.add(storage)
     return kept, aliases
 
 

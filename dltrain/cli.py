@@ -5,6 +5,7 @@ Nothing heavy is imported before a command is known: `dltrain --help` and config
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -65,15 +66,15 @@ def fit(
     trust: TrustOption = None,
 ) -> None:
     """Train a model and write checkpoints and metrics into a new run directory."""
-    from dltrain.console import Progress
-
     overrides = [*(set_ or []), *([f"train.device={device}"] if device else [])]
     if config is None and resume is None:
         raise ConfigError("fit: needs a CONFIG, or --resume RUN")
     file, trusted = _config_of_fit(config, resume, overrides, trust)
-    progress = Progress("off" if quiet else "on")
+    from dltrain.console import Progress
     from dltrain.train import fit
 
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a write may fail, but between two steps
+    progress = Progress("off" if quiet else "on")
     summary = fit(file, root=out, resume=resume, progress=progress, trusted=trusted)
     summary["set"] = {key: _value_at(file, key) for key in (option.partition("=")[0].strip() for option in overrides)}
     if json_:
@@ -205,15 +206,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Run the command line; what a user can cause ends with its exit code and without a traceback."""
+    _prepare_streams()
     try:
         app()
     except DltrainError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         _end("stopped", 128 + signal.SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
@@ -224,15 +223,26 @@ def main() -> None:
         )
 
 
+def _prepare_streams() -> None:
+    """Let the output be closed, read in part, or of an encoding that lacks a character of a class name."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `dltrain predict ... | head` ends as other tools do
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the whole process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _out_of_memory(error: BaseException) -> bool:
     texts = ("can't allocate memory", "out of memory", "Unable to allocate")
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def _end(message: str, code: int) -> None:
-    from dltrain.console import fail
+    from dltrain.config.names import printable
 
-    fail(message)
+    sys.stderr.write(printable(message) + "\n")
     sys.exit(code)
 
 
@@ -244,7 +254,8 @@ def _value_at(file: ConfigFile, key: str) -> Any:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    in_ascii = (sys.stdout.encoding or "").lower() != "utf-8"
+    sys.stdout.write(json.dumps(value, ensure_ascii=in_ascii, default=str) + "\n")
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ Results (tables, JSON) go to stdout, so that scripts can pipe them.
 
 from __future__ import annotations
 
-import sys
+import itertools
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dltrain.config.names import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from torch import nn
@@ -23,7 +26,21 @@ if TYPE_CHECKING:
     from dltrain.state import State
 
 _SECONDS_BETWEEN_DRAWS = 0.2
-_SHOWN = ("epoch", "lr", "loss", "penalty", "accuracy", "micro_f1", "rmse", "r2", "samples_per_s")
+_ROWS_PER_HEADER = 20
+_ORDER = ("epoch", "train", "val", "lr", "samples_per_s", "left")
+_METRICS = ("loss", "penalty", "accuracy", "micro_f1", "rmse", "r2")
+_DISPENSABLE = (
+    "samples_per_s",
+    "lr",
+    *(f"train/{name}" for name in ("r2", "micro_f1", "accuracy", "rmse")),
+    "val/r2",
+    "left",
+    "train/penalty",
+)
+"""The columns that are left out, one by one, where a row is wider than the terminal."""
+_NARROW = {"epoch": 5, "left": 7}
+_LABEL_WIDTH = 9
+_MAX_NAMES = 10
 
 
 def err_console() -> Console:
@@ -55,24 +72,27 @@ class Progress:
         self, folder: Path, data: Prepared, model: nn.Module, step: int, total: int, steps_per_epoch: int
     ) -> None:
         """Say what will be trained on what, and where the run lies."""
-        counts = data.facts["num_samples"]
-        shapes = " + ".join("x".join(map(str, shape)) or "1" for shape in data.facts["input_shapes"])
+        self._field("run", str(folder))
+        shown = ""
+        for label, text in describe(data):
+            self._field("" if label == shown else label, text)
+            shown = label
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.say(f"run    {folder}")
-        self.say(
-            f"data   {counts['train']:,} train, {counts['val']:,} val, {counts['test']:,} test samples of {shapes}"
-        )
-        for line in data.facts["source"].get("notes", []):
-            self.say(f"       {line}")
-        self.say(f"task   {data.task.type}{_outputs(data)}")
-        self.say(f"model  {num_parameters:,} parameters")
+        self._field("model", f"{num_parameters:,} parameters on {next(model.parameters()).device}")
         self._total, self._steps_per_epoch, self._start = total, steps_per_epoch, step
         if step:
-            self.say(f"goes on at step {step} of {total}")
+            self._field("resumed", f"at step {step:,} of {total:,}")
+        self.say("")
 
     def say(self, text: str) -> None:
         """Show a line."""
-        self._console.print(escape(text), soft_wrap=True)
+        self._console.print(escape(printable(text)), soft_wrap=True)
+
+    def _field(self, label: str, text: str) -> None:
+        width = max(self._console.width - _LABEL_WIDTH, 20)
+        for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False):
+            self.say(f"{label:<{_LABEL_WIDTH}}{line}")
+            label = ""
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -99,19 +119,17 @@ class Progress:
         self._bar.refresh()
 
     def row(self, row: dict[str, Any]) -> None:
-        """Show a row of metrics as one line under a line of names."""
-        cells = {name: _cell(name, value) for name, value in row.items() if name.split("/")[-1] in _SHOWN}
-        cells["left"] = self._time_left(row)
-        if cells.keys() != self._widths.keys():
-            self._widths = {name: max(len(name), 8) for name in cells}
-            self._num_rows = 0
-        if self._num_rows % 20 == 0:
-            self._line({name: name for name in cells})
-        self._line(cells)
+        """Show a row of metrics as one line, under a line of splits and a line of names."""
+        cells = {name: _cell(name, value) for name, value in row.items()} | {"left": self._time_left(row)}
+        names = _fitting(cells, self._console.width)
+        widths = {name: max(_width(name, cells[name]), self._widths.get(name, 0)) for name in names}
+        if widths != self._widths:
+            self._widths, self._num_rows = widths, 0
+        if self._num_rows % _ROWS_PER_HEADER == 0:
+            self.say(_splits_line(widths))
+            self.say(_line({name: _heading(name) for name in names}, widths))
+        self.say(_line(cells, widths))
         self._num_rows += 1
-
-    def _line(self, cells: dict[str, str]) -> None:
-        self._console.print(escape("  ".join(cells[name].rjust(self._widths[name]) for name in cells)), soft_wrap=True)
 
     def _time_left(self, row: dict[str, Any]) -> str:
         rate_s = row["elapsed_s"] / row["step"]
@@ -135,19 +153,62 @@ class Progress:
         self._bar.start()
 
 
+def describe(data: Prepared) -> list[tuple[str, str]]:
+    """Return (label, text) of what is known of the data: sizes, columns of a table, notes, the task."""
+    counts = data.facts["num_samples"]
+    shapes = " + ".join("x".join(map(str, shape)) for shape in data.facts["input_shapes"])
+    sizes = ", ".join(f"{counts[name]:,} {name}" for name in counts)
+    lines = [("data", f"{sizes} samples; inputs of {shapes}")]
+    lines += [("columns", text) for text in _columns(data.facts["source"].get("columns", []))]
+    lines += [("note", note) for note in data.notes]
+    inferred = " (inferred)" if data.task_is_inferred else ""
+    return [*lines, ("task", f"{data.task.type}{inferred} of {_outputs(data)}")]
+
+
+def _columns(columns: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each kind of column of a table."""
+    lines = []
+    for kind, word in (("numeric", "numeric"), ("category", "category"), ("date", "date"), ("ignore", "ignored")):
+        names = [column["name"] + _remark(column) for column in columns if column["kind"] == kind]
+        if names:
+            lines.append(f"{len(names)} {word}: {_some(names)}")
+    return lines
+
+
+def _remark(column: dict[str, Any]) -> str:
+    if column["kind"] == "category":
+        return f" ({len(column['values'])} values)"
+    return f" ({column['note']})" if column["kind"] == "ignore" else ""
+
+
+def _outputs(data: Prepared) -> str:
+    task = data.task
+    if task.type == "regression":
+        return _some(task.names)  # type: ignore[union-attr]
+    if task.type == "multilabel":
+        return f"{task.num_outputs} labels: {_some(task.labels)}"  # type: ignore[union-attr]
+    return f"{task.num_outputs} classes: {_some(task.classes)}"  # type: ignore[union-attr]
+
+
+def _some(names: Sequence[Any]) -> str:
+    return ", ".join(map(str, names[:_MAX_NAMES])) + (", ..." if len(names) > _MAX_NAMES else "")
+
+
 def clock_text(seconds: float) -> str:
-    """Return "1:02:03" or "2:03" for a number of seconds."""
+    """Return "1:02:03", "2:03", or "4.2 s" for less than ten seconds."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def number_text(value: Any) -> str:
-    """Return a metric as a person reads it: four digits, "-" for none."""
+    """Return a number as a person reads it: four digits of a metric, thousands apart in a count, "-" for none."""
     if value is None or value != value:
         return "-"
     if not isinstance(value, float):
-        return str(value)
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
 
 
@@ -159,13 +220,40 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
         numeric = any(isinstance(row[index], int | float) for row in rows)
         result.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        result.add_row(*(escape(number_text(cell) if not isinstance(cell, str) else _printable(cell)) for cell in row))
+        result.add_row(*(escape(number_text(cell) if not isinstance(cell, str) else printable(cell)) for cell in row))
     return result
 
 
-def _printable(text: str) -> str:
-    """Return `text` without control characters, which could command a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _fitting(cells: dict[str, str], width: int) -> list[str]:
+    """Return the names of the columns to show, in order: as many as `width` has room for."""
+    shown = [name for name in cells if name in _ORDER or name.rpartition("/")[2] in _METRICS]
+    names = sorted(shown, key=lambda name: _ORDER.index(name.partition("/")[0]))
+    for name in _DISPENSABLE:
+        if sum(_width(name, cells[name]) + 2 for name in names) - 2 <= width:
+            break
+        names = [other for other in names if other != name]
+    return names
+
+
+def _width(name: str, cell: str) -> int:
+    return max(_NARROW.get(name, 8), len(_heading(name)), len(cell))
+
+
+def _heading(name: str) -> str:
+    return "samples/s" if name == "samples_per_s" else name.rpartition("/")[2]
+
+
+def _line(cells: dict[str, str], widths: dict[str, int]) -> str:
+    return "  ".join(cells[name].rjust(width) for name, width in widths.items())
+
+
+def _splits_line(widths: dict[str, int]) -> str:
+    """Return the line that says which columns are of train and which of val."""
+    parts = []
+    for split, names in itertools.groupby(widths, key=lambda name: name.rpartition("/")[0]):
+        width = sum(widths[name] + 2 for name in names) - 2
+        parts.append(f"-- {split} ".ljust(width, "-") if split else " " * width)
+    return "  ".join(parts).rstrip()
 
 
 def _cell(name: str, value: Any) -> str:
@@ -174,18 +262,3 @@ def _cell(name: str, value: Any) -> str:
     if name == "lr":
         return f"{value:.2e}"
     return f"{value:,.0f}" if name == "samples_per_s" else number_text(value)
-
-
-def _outputs(data: Prepared) -> str:
-    task = data.task
-    if task.type == "regression":
-        return f" of {', '.join(task.names[:5])}"  # type: ignore[union-attr]
-    names = [str(name) for name in getattr(task, "classes", None) or getattr(task, "labels", [])]
-    return f", {len(names)} {'classes' if task.type == 'classification' else 'labels'}: {', '.join(names[:10])}" + (
-        ", ..." if len(names) > 10 else ""
-    )
-
-
-def fail(message: str) -> None:
-    """Show an error on stderr, as it is, whatever it holds."""
-    sys.stderr.write(_printable(message) + "\n")

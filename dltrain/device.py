@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
+import sys
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 def open_device(name: str) -> torch.device:
     """Return the device called "auto", "cpu", "cuda" or "cuda:n". Raises ConfigError where there is none such."""
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", name):
+        raise ConfigError(f"device: is '{name}'; possible: auto, cpu, cuda, cuda:1")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
@@ -26,10 +30,10 @@ def open_device(name: str) -> torch.device:
         if count == 0:
             built = "" if torch.version.cuda else " (this torch is built without CUDA)"
             raise ConfigError(
-                f"train.device: '{name}' asks for a CUDA device and this machine has none{built}; use cpu or auto"
+                f"device: '{name}' asks for a CUDA device and this machine has none{built}; use cpu or auto"
             )
         if index >= count:
-            raise ConfigError(f"train.device: '{name}' asks for device {index}; there are {count}, counted from 0")
+            raise ConfigError(f"device: '{name}' asks for device {index}; there are {count}, counted from 0")
         return torch.device("cuda", index)
     return torch.device(name)
 
@@ -56,7 +60,8 @@ def set_deterministic(on: bool) -> None:
     """Allow only operations that give the same bits in every run, or any."""
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # the setter imports the compiler: 1 s
+        torch.use_deterministic_algorithms(on)
 
 
 def compiled(model: nn.Module, on: bool) -> nn.Module:
@@ -65,6 +70,20 @@ def compiled(model: nn.Module, on: bool) -> nn.Module:
         return model
     wrapped: nn.Module = torch.compile(model)  # type: ignore[assignment]
     return wrapped
+
+
+def without_compiler() -> None:
+    """Keep torch's optimizers from importing torch._dynamo, which takes over a second, for a run that compiles nothing.
+
+    Some methods of Optimizer import it on their first call to shield themselves from compilation; here each is told
+    that it is shielded already. Without effect where torch does this otherwise.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None:
+            method.__dynamo_disable = method
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dltrain.device import autocast, open_device
 from dltrain.errors import ConfigError
 from dltrain.losses import count
 from dltrain.network import Network, restore_network
+from dltrain.run import finite_or_none
 from dltrain.tasks import Metrics
 
 
@@ -83,7 +84,7 @@ def evaluate(
         "step": checkpoint.meta["step"],
         "split": name,
         "num_samples": len(columns),
-        "metrics": {"loss": loss, **metrics.compute()},
+        "metrics": {name: finite_or_none(value) for name, value in {"loss": loss, **metrics.compute()}.items()},
         "labels": _labels(network),
         "report": metrics.report(),
     }

@@ -20,7 +20,7 @@ def list_runs(folder: Path, sort: str | None = None) -> list[dict[str, Any]]:
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder of runs")
-    rows = [_row(run) for run in find_runs(folder)]
+    rows = [_row(run) for run in find_runs(folder)][::-1]  # of those started in one second, too, the newest first
     rows.sort(key=lambda row: row["started"], reverse=True)
     if sort is not None and rows:
         name = sort.removeprefix("-")

@@ -6,6 +6,7 @@ Training builds it afresh; evaluation and prediction build it from a checkpoint'
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dltrain import tasks
 from dltrain.build import Builder
-from dltrain.checkpoint import Checkpoint, load_weights
+from dltrain.checkpoint import Checkpoint, load_weights, understood
 from dltrain.config.reader import Document, override
 from dltrain.config.schema import losses
 from dltrain.config.schema.base import Component, type_name
@@ -27,6 +28,7 @@ from dltrain.errors import ConfigError, DltrainError
 from dltrain.tasks import Task
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,14 @@ def build_network(builder: Builder, facts: dict[str, Any], device: torch.device)
     task = tasks.from_facts(facts["task"])
     settings = config.loss or _default_loss(task)
     _check_loss(builder, settings, task)
-    loss = builder.build(settings, ("loss",), offered(facts))
+    loss = builder.build_callable(settings, ("loss",), offered(facts))
     values = offered(facts, getattr(loss, "outputs_per_target", 1))
+    _check_model(builder, values)
     seed_everything(torch.device("cpu"), config.seed)
     model = builder.build(config.model, ("model",), values)
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"{builder.file.place('model')}: {config.model.type} gives a {type(model).__name__}, no torch.nn.Module"
+            f"{builder.file.place('model')}: {config.model.type} gives {type(model).__name__}, no torch.nn.Module"
         )
     model, loss = model.to(device), loss.to(device) if isinstance(loss, nn.Module) else loss
     network = Network(model, loss, task, input_transform(facts, device), device)
@@ -81,7 +84,8 @@ def restore_network(
     Code that the checkpoint's config names runs only if it is listed in `trusted`.
     """
     builder = Builder(config_of(checkpoint, where), trusted)
-    network = build_network(builder, checkpoint.meta["facts"], device)
+    with understood(where):
+        network = build_network(builder, checkpoint.meta["facts"], device)
     load_weights(network.model, checkpoint.evaluated_weights, where)
     network.model.eval()
     return builder, network
@@ -93,6 +97,28 @@ def config_of(checkpoint: Checkpoint, where: str, overrides: Sequence[str] = ())
     override(document, overrides)
     config: Config = validate(document)
     return ConfigFile(config, document, checkpoint.meta["folder"], text="")
+
+
+def build_augmentation(builder: Builder, network: Network, facts: dict[str, Any]) -> list[Transform]:
+    """Build the transforms of the training batches, and try each on two samples of zeros.
+
+    Raises ConfigError, with the place in the config, where one does not fit the data.
+    """
+    transforms: list[Transform] = []
+    x, rng = network.transform(dummy_inputs(facts, 2, network.device))[0], torch.Generator(network.device)
+    for index, settings in enumerate(builder.file.config.augment):
+        keys = ("augment", index)
+        transforms.append(builder.build_callable(settings, keys, {}))
+        try:
+            x = transforms[-1](x, rng)
+        except ConfigError as error:
+            raise ConfigError(f"{builder.file.place(*keys)}: {error}") from None
+        except Exception as error:  # whatever a transform of the user's own does
+            shape, first_line = tuple(x.shape), str(error).strip().split("\n")[0]
+            raise ConfigError(
+                f"{builder.file.place(*keys)}: cannot take a batch of shape {shape}: {first_line}"
+            ) from error
+    return transforms
 
 
 def dummy_inputs(facts: dict[str, Any], num_samples: int, device: torch.device) -> Inputs:
@@ -116,6 +142,20 @@ def _check_loss(builder: Builder, settings: Component, task: Task) -> None:
         raise ConfigError(
             f"{builder.file.place('loss', 'type')}: {settings.type} is for {' and '.join(fitting)}; "
             f"the task is {task.type}; possible: {names}"
+        )
+
+
+def _check_model(builder: Builder, values: dict[str, Any]) -> None:
+    """Raise ConfigError if the model of the config is for images, and the data are none."""
+    settings = builder.file.config.model
+    target = builder.target(settings, ("model",))
+    if "in_channels" in values or "in_channels" in settings.arguments():
+        return
+    parameter = inspect.signature(target).parameters.get("in_channels")
+    if parameter is not None and parameter.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"{builder.file.place('model', 'type')}: {settings.type} is for images; the samples are of shape "
+            f"{values['input_shape']}; possible: mlp, linear, sequential"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -83,6 +84,24 @@ def supports_fused(optimizer_class: Callable[..., Optimizer], device_type: str) 
         "cuda": (SGD, Adam, AdamW),
     }
     return optimizer_class in fused.get(device_type, ())
+
+
+def update_function(optimizer: Optimizer) -> Callable[[], object]:
+    """Return what carries out a step of `optimizer`.
+
+    For torch's own optimizers it is their `step` without what torch wraps around it: hooks and a profiler range (some
+    10 us), and an import of torch._dynamo (over 1 s at the first step). Others are called as they are.
+    """
+    cls = type(optimizer)
+    if not cls.__module__.startswith("torch.optim."):
+        return optimizer.step
+    step = inspect.unwrap(cls.step)
+
+    def update() -> None:
+        with torch.no_grad():
+            step(optimizer)
+
+    return update
 
 
 class Lion(Optimizer):

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +19,13 @@ from torch.optim import Optimizer
 from dltrain.build import Builder, Clock
 from dltrain.config.durations import DurationValue
 from dltrain.config.names import did_you_mean
+from dltrain.config.schema.base import Component, Settings, UserComponent
 from dltrain.data.columns import Columns
-from dltrain.data.prepare import Prepared
+from dltrain.data.prepare import Inputs, Prepared
 from dltrain.errors import ConfigError
 from dltrain.metrics import HIGHER_IS_BETTER, PRIMARY
 from dltrain.optimizers import muon_matrices, parameter_groups, supports_fused
-from dltrain.regularization import Mixed, max_norm_
+from dltrain.regularization import Mixed, early_stop, gradient_noise, max_norm_, sam_perturb_
 from dltrain.state import State
 
 _SHARE_OF_DEVICE = 0.5
@@ -33,10 +36,14 @@ class Regularizer:
     """The functions of the config's regularization, bound to the model's parameters; None where it asks for nothing."""
 
     penalties: list[Callable[[], Tensor]]
-    mix: Callable[..., Mixed] | None
+    mix: Callable[[Inputs, torch.Generator], Mixed] | None
+    sam_perturb: Callable[[list[Tensor]], list[Tensor]] | None
     clip: Callable[[list[Tensor]], Tensor] | None
-    average: Callable[[int, int], float] | None
+    gradient_noise: Callable[[list[Tensor], int, torch.Generator], None] | None
     max_norm: Callable[[], None] | None
+    average: Callable[[int, int], float] | None
+    """(step, total) -> weight of the current weights in the average."""
+    early_stop: Callable[[list[float]], bool]
 
 
 @dataclass(frozen=True)
@@ -49,18 +56,20 @@ class Goal:
 
     def score(self, row: Mapping[str, Any]) -> float:
         """Return the score of a line of metrics; lower is better, NaN is no score."""
-        return self.sign * float(row.get(self.metric, float("nan")))
+        value = float(row.get(self.metric, math.nan))
+        return self.sign * value if math.isfinite(value) else math.nan
 
 
 def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) -> Optimizer:
     """Build the optimizer with its parameter groups; each has a `base_lr` that the schedule's factor scales."""
     settings = builder.file.config.optimizer
     target, arguments = builder.target_and_arguments(settings, ("optimizer",), {"params": None}, None)
-    lr = arguments.get("lr", 1e-3)
+    defaults = {name: p.default for name, p in inspect.signature(target).parameters.items()}
+    lr = arguments.get("lr", defaults.get("lr", 1e-3))
     groups = parameter_groups(
         model.named_parameters(),
         lr,
-        arguments.get("weight_decay", 0.0),
+        arguments.get("weight_decay", defaults.get("weight_decay", 0.0)),
         getattr(settings, "decay_all", False),
         [group.model_dump(exclude_none=True) for group in getattr(settings, "groups", [])],
         muon_matrices(model, settings.adamw) if settings.type == "muon" else None,  # type: ignore[attr-defined]
@@ -79,25 +88,36 @@ def build_regularizer(builder: Builder, model: nn.Module, clock: Clock) -> Regul
     """Build the regularization of the config. Raises ConfigError where a pattern matches no parameter."""
     settings = builder.file.config.regularization
 
-    def bound(component: Any, name: str) -> Callable[..., Any] | None:
+    def chosen(component: Component | None, name: str) -> Callable[..., Any] | None:
         return None if component is None else builder.partial(component, ("regularization", name), clock)
+
+    def bound(function: Callable[..., Any], options: Settings | None) -> Callable[..., Any] | None:
+        return None if options is None else functools.partial(function, **options.model_dump())
 
     penalties: list[Callable[[], Tensor]] = []
     for index, component in enumerate(settings.penalties):
         keys = ("regularization", "penalties", index)
         patterns = getattr(component, "params", "*weight")
+        if isinstance(component, UserComponent):  # `params` is ours, whoever the penalty is
+            component = UserComponent(**{k: v for k, v in component.model_dump().items() if k != "params"})
         penalty = builder.partial(component, keys)
         penalties.append(functools.partial(penalty, matching(builder, model, patterns, (*keys, "params"))))
     max_norm = None
     if settings.max_norm is not None:
         parameters = matching(builder, model, settings.max_norm.params, ("regularization", "max_norm", "params"))
         max_norm = functools.partial(max_norm_, parameters, limit=settings.max_norm.limit)
+    average = chosen(settings.average, "average")
+    if average is not None:
+        average(0, clock.total_steps)  # settings that would average nothing are errors now
     return Regularizer(
         penalties,
-        bound(settings.mix, "mix"),
-        bound(settings.clip, "clip"),
-        bound(settings.average, "average"),
-        max_norm,
+        mix=chosen(settings.mix, "mix"),
+        sam_perturb=bound(sam_perturb_, settings.sam),
+        clip=chosen(settings.clip, "clip"),
+        gradient_noise=bound(gradient_noise, settings.gradient_noise),
+        max_norm=max_norm,
+        average=average,
+        early_stop=bound(early_stop, settings.early_stopping) or (lambda scores: False),
     )
 
 

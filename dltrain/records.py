@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from dltrain.checkpoint import Checkpoint
+from dltrain import checkpoint as checkpoints
+from dltrain.checkpoint import LAST, Checkpoint
+from dltrain.config.reader import write_text
 from dltrain.config.validate import ConfigFile
 from dltrain.device import environment
 from dltrain.errors import ConfigError, DataError
@@ -17,6 +19,7 @@ from dltrain.run import Run, finite_or_none
 from dltrain.state import State
 
 MAY_CHANGE = (
+    "name",
     "train.duration",
     "train.evaluate_every",
     "train.checkpoint_every",
@@ -26,19 +29,42 @@ MAY_CHANGE = (
 """Settings that a resumed run may have otherwise than the run that it goes on with."""
 
 
+def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> Run:
+    """Make the run directory `root`/name/n, lock it, and write config.yaml, resolved.yaml and environment.json."""
+    run = Run.create(root, file.name)
+    with run.closed_on_error():
+        describe(run, file, facts, device)
+    return run
+
+
+def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) -> Run:
+    """Lock the run directory `folder` and put its last checkpoint into `state`; metrics past it are cut off.
+
+    Raises ConfigError if the config differs where it may not, DataError if the data have changed, CheckpointError if
+    there is no good checkpoint.
+    """
+    run = Run.open(folder)
+    with run.closed_on_error():
+        path = checkpoints.find(folder, LAST)
+        saved = checkpoints.load(path)
+        check_resumable(saved, file, facts, str(path))
+        with checkpoints.understood(str(path)):
+            state.restore(saved, str(path))
+        run.cut_metrics(state.step)
+    return run
+
+
 def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> None:
     """Write config.yaml, resolved.yaml and environment.json."""
     run.write("config.yaml", file.text)
     run.write("resolved.yaml", resolved_text(file))
-    run.write(
-        "environment.json",
-        json.dumps({**environment(device), "num_samples": facts["num_samples"]}, indent=2) + "\n",
-    )
+    host = {**environment(device), "num_samples": facts["num_samples"]}
+    run.write("environment.json", json.dumps(host, indent=2) + "\n")
 
 
 def resolved_text(file: ConfigFile) -> str:
     """Return the config with all defaults as YAML."""
-    return yaml.safe_dump(file.config.model_dump(), sort_keys=False, allow_unicode=True, width=110)
+    return write_text(file.config.model_dump())
 
 
 def meta(file: ConfigFile, facts: dict[str, Any]) -> dict[str, Any]:
@@ -61,13 +87,13 @@ def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], 
         raise DataError(f"{where}: is not resumed: the data have changed since")
 
 
-def not_finite(state: State, loss: float, steps_per_epoch: int, run: Run) -> str:
-    """Return the message about a loss that is not finite."""
+def not_finite(what: str, state: State, steps_per_epoch: int, run: Run) -> str:
+    """Return the message about what is not finite, such as "loss is"."""
     lr = state.optimizer.param_groups[0]["lr"]
     kept = "the last checkpoint is kept" if any(run.checkpoints.iterdir()) else "no checkpoint had been written yet"
     return (
-        f"step {state.step} (epoch {state.step // steps_per_epoch + 1}): the loss is {loss}; not updated, "
-        f"{kept} in {run.folder}. Try a lower optimizer.lr (it was {lr:g}), schedule.warmup, or regularization.clip"
+        f"step {state.step} (epoch {state.step // steps_per_epoch + 1}): the {what} not finite; {kept} in "
+        f"{run.folder}. Try a lower optimizer.lr (it was {lr:g}), schedule.warmup, or regularization.clip"
     )
 
 

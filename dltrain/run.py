@@ -5,6 +5,7 @@ A run never overwrites another, and two processes never share one: the lock is h
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, TrainingError
 
 _METRICS = "metrics.jsonl"
 
@@ -49,7 +50,29 @@ class Run:
         """Lock an existing run directory to go on with it. Raises ConfigError if there is none or it is in use."""
         if not (folder / "checkpoints").is_dir():
             raise ConfigError(f"--resume {folder}: is no run directory (it has no checkpoints/); such as runs/digits/1")
-        return cls(folder, _lock(folder))
+        try:
+            return cls(folder, _lock(folder))
+        except OSError as error:
+            raise ConfigError(f"--resume {folder}: cannot be written to: {error.strerror}") from None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Log the error that ended the run, if one did, and let go of the lock."""
+        if error is not None:
+            with contextlib.suppress(TrainingError):  # `error` may be the full disk
+                self.log(f"ended by {type(error).__name__}: {error}")
+        self.close()
+
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Let go of the lock if the block fails."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -62,24 +85,35 @@ class Run:
 
     def write(self, name: str, text: str) -> None:
         """Write a small text file of the run."""
-        (self.folder / name).write_text(text, encoding="utf-8")
+        with writing(self.folder / name) as path:
+            path.write_text(text, encoding="utf-8")
 
     def log(self, message: str) -> None:
         """Append a line with the time to log.txt."""
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with writing(self.folder / "log.txt") as path, path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; values that are not finite become null."""
-        with (self.folder / _METRICS).open("a", encoding="utf-8") as file:
+        with writing(self.folder / _METRICS) as path, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: finite_or_none(value) for key, value in row.items()}) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of metrics.jsonl past `step`, and a torn last line: what a resumed run will write again."""
         rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
-        temporary = self.folder / f"{_METRICS}.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, self.folder / _METRICS)
+        with writing(self.folder / _METRICS) as path:
+            temporary = path.with_name(f"{_METRICS}.tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Raise TrainingError where the disk refuses what the block writes to `path`; checkpoints stay as they are."""
+    try:
+        yield path
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop: the first is remembered for the loop to see, a second Ctrl-C leaves at once."""
+"""Signals that ask a run to stop: the first is remembered for the loop to see, a second Ctrl-C leaves at once.
+
+A signal that the process was started to ignore, as SIGHUP under nohup, stays ignored.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 
     def __exit__(self, *exception: object) -> None:

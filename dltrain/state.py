@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +115,11 @@ def averaged_copy(model: nn.Module) -> nn.Module:
 def tensors_of(module: nn.Module) -> list[Tensor]:
     """Return parameters and buffers of `module`, in a fixed order."""
     return [*(p.detach() for p in module.parameters()), *module.buffers()]
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether no element is infinite or NaN; waits for the device."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def _prefixed(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

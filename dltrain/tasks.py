@@ -47,15 +47,13 @@ class Classification:
 
     def encode(self, samples: Samples) -> Tensor:
         """Return class ids (N,) int64. Raises DataError for a class that training has not seen."""
-        labels = _labels(samples)
-        if isinstance(self.classes[0], str) != (labels.dtype.kind in "OU"):
-            labels = labels.astype(str) if isinstance(self.classes[0], str) else labels
-        ids = {label: index for index, label in enumerate(self.classes)}
-        encoded = [ids.get(label, -1) for label in labels.tolist()]
-        if -1 in encoded:
-            row = encoded.index(-1)
-            raise _unknown_label(samples.place(row), labels.tolist()[row], self.classes)
-        return torch.tensor(encoded, dtype=torch.int64)
+        labels, first_rows, members = np.unique(_labels(samples), return_index=True, return_inverse=True)
+        ids = {str(label): index for index, label in enumerate(self.classes)}
+        encoded = np.array([ids.get(str(label), -1) for label in labels], dtype=np.int64)
+        if (encoded < 0).any():
+            row, label = min(zip(first_rows[encoded < 0], labels[encoded < 0], strict=True))
+            raise _unknown_label(samples.place(int(row)), label, self.classes)
+        return torch.from_numpy(encoded[members])
 
     def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """Return fresh metrics."""
@@ -87,6 +85,11 @@ class Multilabel:
         if targets.ndim == 2:
             names = samples.target_names or tuple(str(index) for index in range(targets.shape[1]))
             return cls(list(names), separator)
+        if targets.dtype.kind not in "OU":
+            raise ConfigError(
+                f"multilabel needs text such as 'red{separator}round', or a target for each label; "
+                "the data have one number a sample"
+            )
         labels = sorted({label for text in targets.tolist() for label in _split_labels(text, separator)})
         if not labels:
             raise DataError(f"{samples.place(0)}: no training sample has a label")
@@ -101,6 +104,7 @@ class Multilabel:
         """Return (N, K) float32 of 0 and 1. Raises DataError for other values and for unknown labels."""
         targets = _targets(samples)
         if targets.ndim == 2:
+            _require_width(samples, targets, len(self.labels))
             wrong = np.argwhere((targets != 0) & (targets != 1))
             if len(wrong):
                 row, column = wrong[0]
@@ -159,17 +163,18 @@ class Regression:
     def encode(self, samples: Samples) -> Tensor:
         """Return (N, K) float32 standardised targets. Raises DataError where one is not finite."""
         targets = _numbers(samples)
-        if targets.shape[1] != len(self.names):
-            raise DataError(f"{samples.place(0)}: has {targets.shape[1]} targets, training had {len(self.names)}")
+        _require_width(samples, targets, len(self.names))
         return torch.from_numpy(((targets - self.mean) / self.std).astype(np.float32))
 
     def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """Return fresh metrics; `prediction` turns outputs into target space where they are something else."""
-        return RegressionMetrics(len(self.names), device, std=torch.tensor(self.std), prediction=prediction)
+        std = torch.tensor(self.std, dtype=torch.float64)
+        return RegressionMetrics(len(self.names), device, std=std, prediction=prediction)
 
     def predict(self, output: Tensor) -> dict[str, list[Any]]:
         """Return columns for outputs (B, K) in target space: one a target, in the units of the data."""
-        values = output.double().cpu() * torch.tensor(self.std).double() + torch.tensor(self.mean).double()
+        std, mean = (torch.tensor(numbers, dtype=torch.float64) for numbers in (self.std, self.mean))
+        values = output.double().cpu() * std + mean
         if len(self.names) == 1:
             return {"prediction": values[:, 0].tolist()}
         return {f"prediction_{name}": values[:, index].tolist() for index, name in enumerate(self.names)}
@@ -180,21 +185,28 @@ _TASKS: dict[str, Any] = {task.type: task for task in (Classification, Multilabe
 
 
 def infer_type(samples: Samples) -> str:
-    """Return the type of the task where the targets make it plain. Raises ConfigError where they do not."""
+    """Return the type of the task where the targets make it plain. Raises ConfigError where not."""
     targets = _targets(samples)
     if targets.ndim == 2:
         return "multilabel" if bool(np.isin(targets, (0, 1)).all()) else "regression"
-    if targets.dtype.kind in "OUb":
-        return "classification"
     if targets.dtype.kind == "f":
         return "regression"
-    num_values = len(np.unique(targets))
-    if num_values <= MAX_INFERRED_CLASSES:
-        return "classification"
-    raise ConfigError(
-        f"task: the targets are {num_values} different whole numbers, which may be classes or quantities; "
-        "write task: {type: classification} or task: {type: regression}"
-    )
+    values = np.unique(targets.astype(str) if targets.dtype.kind == "O" else targets)
+    if len(values) > max(2, len(targets) / 2) or (targets.dtype.kind in "iu" and len(values) > MAX_INFERRED_CLASSES):
+        kind = "texts" if targets.dtype.kind in "OU" else "whole numbers"
+        raise ConfigError(
+            f"the targets of {len(targets):,} samples are {len(values):,} different {kind}, such as {values[0]}: "
+            "classes or quantities? Write task: {type: classification} or task: {type: regression}"
+        )
+    return "classification"
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def facts_of(task: Task) -> dict[str, Any]:
@@ -219,32 +231,37 @@ def _labels(samples: Samples) -> np.ndarray:
     """Return class labels (N,) as text or int64."""
     targets = _targets(samples)
     if targets.ndim != 1:
-        raise ConfigError(f"task: classification needs one target a sample, the data have {targets.shape[1]}")
+        raise ConfigError(f"classification needs one target a sample, the data have {targets.shape[1]}")
     if targets.dtype.kind == "f":
-        whole = targets.astype(np.int64)
-        wrong = np.flatnonzero(whole != targets)
+        wrong = np.flatnonzero(~np.isfinite(targets) | (targets != np.trunc(targets)))
         if len(wrong):
             row = int(wrong[0])
             raise DataError(
                 f"{samples.place(row)}: target {targets[row]:g} is no class; is this task: {{type: regression}}?"
             )
-        return whole
+        return targets.astype(np.int64)
     return targets.astype(str) if targets.dtype.kind in "Ob" else targets
 
 
 def _numbers(samples: Samples) -> np.ndarray:
-    """Return targets (N, K) float64, all finite."""
+    """Return targets (N, K) float64, all finite in float32 too."""
     targets = _targets(samples)
     if targets.dtype.kind in "OU":
-        raise DataError(f"{samples.place(0)}: target {targets.flat[0]!r} is text; regression needs numbers")
+        row = next((row for row, text in enumerate(targets.tolist()) if not _is_number(text)), 0)
+        raise DataError(f"{samples.place(row)}: target '{targets[row]}' is text; regression needs numbers")
     numbers = targets.astype(np.float64).reshape(len(targets), -1)
-    wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+    wrong = np.argwhere(~(np.abs(numbers) <= np.finfo(np.float32).max))
     if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"{samples.place(row)}: target {numbers[row].tolist()} is not finite ({len(wrong)} such samples)"
-        )
+        row, column = map(int, wrong[0])
+        name = f" '{samples.target_names[column]}'" if samples.target_names else ""
+        raise DataError(f"{samples.place(row)}: target{name} is {numbers[row, column]:g}, no finite float32 number")
     return numbers
+
+
+def _require_width(samples: Samples, targets: np.ndarray, width: int) -> None:
+    """Raise DataError if these samples have another number of targets than those of the training."""
+    if targets.shape[1] != width:
+        raise DataError(f"{samples.place(0)}: has {targets.shape[1]} targets, training had {width}")
 
 
 def _split_labels(text: Any, separator: str) -> list[str]:

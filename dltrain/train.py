@@ -25,15 +25,16 @@ from dltrain.console import Progress
 from dltrain.curves import draw_curves
 from dltrain.data.batches import epoch_order, mix, steps_per_epoch
 from dltrain.data.prepare import prepare
-from dltrain.device import autocast, compiled, open_device, seed_everything, set_deterministic
+from dltrain.device import autocast, compiled, open_device, seed_everything, set_deterministic, without_compiler
 from dltrain.errors import Stopped, TrainingError
 from dltrain.evaluation import evaluate_columns
 from dltrain.losses import count
 from dltrain.network import build_network
-from dltrain.regularization import average_, early_stop, gradient_noise, sam_perturb_, sam_restore_
-from dltrain.run import Run
+from dltrain.optimizers import update_function
+from dltrain.regularization import average_, sam_restore_
+from dltrain.run import finite_or_none
 from dltrain.signals import StopRequest
-from dltrain.state import State, averaged_copy, tensors_of
+from dltrain.state import State, all_finite, averaged_copy, tensors_of
 
 # On a GPU a look at the loss waits for the device.
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 50}
@@ -67,6 +68,8 @@ def fit(
     # ---- 1. Data --------------------------------------------------------------------------------------------------
     device = open_device(config.train.device)
     set_deterministic(config.train.deterministic)
+    if not config.train.compile:
+        without_compiler()
     builder = Builder(file, trusted)
     data = prepare(builder, raw_targets=plan.needs_raw_targets(builder))
     train, val = plan.placed(data.splits["train"], device), data.splits.get("val")
@@ -86,9 +89,8 @@ def fit(
     optimizer = plan.build_optimizer(builder, model, device)
     schedule = builder.partial(config.schedule, ("schedule",), clock)
     regularizer = plan.build_regularizer(builder, model, clock)
-    augment = [builder.build(transform, ("augment", i), {}) for i, transform in enumerate(config.augment)]
+    augment = [builder.build_callable(t, ("augment", i), {}) for i, t in enumerate(config.augment)]
     goal = plan.goal(builder, data)
-    sam, noise, stopping = (getattr(config.regularization, n) for n in ("sam", "gradient_noise", "early_stopping"))
     with_average = regularizer.average is not None or hasattr(optimizer, "average_into")
     half = config.train.precision == "float16"
     state = State(
@@ -102,15 +104,9 @@ def fit(
 
     # ---- 4. Run directory, resume ---------------------------------------------------------------------------------
     if resume is None:
-        run = Run.create(Path(root), file.name)
-        records.describe(run, file, data.facts, device)
+        run = records.begin(Path(root), file, data.facts, device)
     else:
-        run = Run.open(Path(resume))
-        last = checkpoints.find(run.folder, LAST)
-        saved = checkpoints.load(last)
-        records.check_resumable(saved, file, data.facts, str(last))
-        state.restore(saved, str(last))
-        run.cut_metrics(state.step)
+        run = records.reopen(Path(resume), file, data.facts, state)
     meta = records.meta(file, data.facts)
     run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {total_steps} on {device}")
     progress.begin(run.folder, data, model, state.step, total_steps, epoch_steps)
@@ -121,9 +117,15 @@ def fit(
     model_tensors = tensors_of(model)
     forward = compiled(model, config.train.compile)
     context = autocast(device, config.train.precision)
+    update = update_function(optimizer)
     scaled = (lambda loss: loss) if state.scaler is None else state.scaler.scale
     rng = torch.Generator(device)
     best: Checkpoint | None = None  # not yet on disk
+
+    def loss_of_part(output: Tensor, part: Tensor, weight: Any) -> Tensor:
+        """Return what a micro-batch adds to the loss of the batch, whose weight in sums is `weight`."""
+        loss = loss_function(output, part)
+        return loss if len(part) == len(target) else loss * (count(loss_function, part) / weight)
 
     def gradients(measure: bool) -> tuple[Tensor, Tensor | None, Any]:
         """Leave the gradient of loss + penalty in `.grad`; return loss, penalty, and the weight of the loss in sums.
@@ -139,12 +141,10 @@ def fit(
             part = slice(at, at + size)
             with context:
                 output = forward(*(x[part] for x in inputs)).float()
-                part_loss = loss_function(output, target[part])
+                part_loss = loss_of_part(output, target[part], weight)
                 if mixed is not None:
-                    other = loss_function(output, target[mixed.partner[part]])
+                    other = loss_of_part(output, target[mixed.partner[part]], weight)
                     part_loss = mixed.share * part_loss + (1 - mixed.share) * other
-                if size < len(target):
-                    part_loss = part_loss * (count(loss_function, target[part]) / weight)
             scaled(part_loss).backward()
             loss = loss + part_loss.detach()
             if measure and mixed is None:
@@ -155,19 +155,25 @@ def fit(
         scaled(penalty).backward()
         return loss, penalty.detach(), weight
 
-    def save() -> None:
-        """Write the best checkpoint, if there is a new one, and then the last: together the state of the run."""
+    def save_best() -> None:
+        """Write the best checkpoint, if there is a new one."""
         nonlocal best
         if best is not None:
             checkpoints.save(run.checkpoints / BEST, best)
             best = None
-        checkpoints.save(run.checkpoints / LAST, state.last_checkpoint(meta))
+
+    def not_finite(what: str) -> TrainingError:
+        """Return the error that ends the run; what was best so far is kept."""
+        save_best()
+        return TrainingError(records.not_finite(what, state, epoch_steps, run))
 
     # ---- 6. The loop ----------------------------------------------------------------------------------------------
-    stopped_early = stopping is not None and early_stop(state.scores, **stopping.model_dump())
+    stopped_early = regularizer.early_stop(state.scores)
+    if state.step >= total_steps or stopped_early:
+        progress.say("the run is finished already; nothing is left to train")
     order = torch.empty(0)
     row_step, row_began_s = state.step, state.elapsed_s
-    with StopRequest() as stop, progress:
+    with run, StopRequest() as stop, progress:
         began = time.perf_counter() - state.elapsed_s
         while state.step < total_steps and not stopped_early:
             # batch
@@ -190,30 +196,25 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             loss, penalty, weight = gradients(measure=True)
-            if sam is not None:
+            if regularizer.sam_perturb is not None:
                 statistics = [buffer.clone() for buffer in model.buffers()]
-                weights = sam_perturb_(parameters, **sam.model_dump())
+                weights = regularizer.sam_perturb(parameters)
                 gradients(measure=False)
                 sam_restore_(parameters, weights)
                 for buffer, statistic in zip(model.buffers(), statistics, strict=True):
                     buffer.copy_(statistic)
             if state.step % _STEPS_BETWEEN_LOOKS[device.type] == 0 and not math.isfinite(loss.item()):
-                raise TrainingError(records.not_finite(state, loss.item(), epoch_steps, run))
+                raise not_finite("loss is")
 
             # update
             if state.scaler is not None:
                 state.scaler.unscale_(optimizer)
-            if noise is not None:
-                gradient_noise(
-                    parameters,
-                    state.step,
-                    rng.manual_seed(mix(config.seed, state.step, 2)),
-                    **noise.model_dump(),
-                )
             if regularizer.clip is not None:
                 regularizer.clip(parameters)
+            if regularizer.gradient_noise is not None:
+                regularizer.gradient_noise(parameters, state.step, rng.manual_seed(mix(config.seed, state.step, 2)))
             if state.scaler is None:
-                optimizer.step()
+                update()
             else:
                 state.scaler.step(optimizer)
                 state.scaler.update()
@@ -233,7 +234,9 @@ def fit(
             if state.step % evaluate_every == 0 or state.step == total_steps:
                 loss_sum, weight_sum = state.loss_sum.item(), state.weight_sum.item()
                 if not math.isfinite(loss_sum):
-                    raise TrainingError(records.not_finite(state, loss_sum, epoch_steps, run))
+                    raise not_finite("loss is")
+                if not all_finite(parameters):
+                    raise not_finite("weights are")
                 row = {
                     "step": state.step,
                     "epoch": state.step / epoch_steps,
@@ -254,12 +257,12 @@ def fit(
                     row["val/loss"] = val_loss
                     row |= {f"val/{name}": value for name, value in val_metrics.compute().items()}
                 state.elapsed_s = row["elapsed_s"] = time.perf_counter() - began
-                state.row = row
+                state.row = {name: finite_or_none(value) for name, value in row.items()}
                 state.scores.append(goal.score(row))
                 state.reset_sums()
                 if state.best_is_last:
                     best = state.best_checkpoint(meta)
-                stopped_early = stopping is not None and early_stop(state.scores, **stopping.model_dump())
+                stopped_early = regularizer.early_stop(state.scores)
                 run.append_metrics(row)
                 progress.row(row)
                 row_step, row_began_s = state.step, state.elapsed_s
@@ -267,14 +270,13 @@ def fit(
             # checkpoint, stop
             finished = state.step == total_steps or stopped_early
             if finished or stop.number is not None or save_due(state):
-                save()
+                if not all_finite(parameters):
+                    raise not_finite("weights are")
+                save_best()
+                checkpoints.save(run.checkpoints / LAST, state.last_checkpoint(meta))
             if stop.number is not None and not finished:
-                run.log(f"stopped by signal {stop.number} at step {state.step}")
                 raise Stopped(records.how_to_resume(state.step, total_steps, run.folder), stop.number)
 
-    # ---- 7. What remains ------------------------------------------------------------------------------------------
+        run.log(f"finished at step {state.step}: {state.row}")
     draw_curves(run.folder)
-    summary = records.summary(run, state, goal, total_steps, epoch_steps, stopped_early)
-    run.log(f"finished at step {state.step}: {state.row}")
-    run.close()
-    return summary
+    return records.summary(run, state, goal, total_steps, epoch_steps, stopped_early)

@@ -5,3 +5,11 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "160"
+
+import pytest
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the drawing of curves.png, which takes longer than a small training."""
+    monkeypatch.setattr("dltrain.train.draw_curves", lambda folder: None)

@@ -115,7 +115,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Generate data to try dltrain with.")
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--missing", type=float, default=0.0, help="fraction of empty cells in people.csv")
+    parser.add_argument("--missing", type=float, default=0.05, help="fraction of empty cells in people.csv")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -243,6 +243,7 @@ def idx_header(code: int, *shape: int) -> bytes:
         (b"\x93NUMPY\x09\x00\x05\x00", "has a header that is damaged"),
         (b"PK\x03\x04 no zip", "is damaged or truncated"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_damaged_files(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x"

@@ -9,12 +9,15 @@ import math
 import re
 from typing import Annotated, NamedTuple
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
+
+from dltrain.config.schema.base import InWords
 
 _PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(%|[a-z]+)\s*")
 _UNITS = {"step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs", "%": "%"}
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
-HELP = "a number with a unit: '500 steps', '10 epochs' or '5%' of the training"
+_EXAMPLES = "'500 steps', '10 epochs'"
+_LENGTHS = "'500 steps' or '10 epochs'"
 
 
 class DurationValue(NamedTuple):
@@ -32,11 +35,11 @@ def parse(text: object) -> DurationValue:
     """Read "10 epochs", "500 steps" or "5%". Raises ValueError with what is possible."""
     duration = _parse(text, _UNITS)
     if duration is None:
-        raise ValueError(f"is not a duration; possible: {HELP}")
+        raise ValueError(f"possible: {_EXAMPLES} or '5%' of the training")
     if duration.unit == "steps" and duration.amount != int(duration.amount):
-        raise ValueError("is not a whole number of steps")
+        raise ValueError("possible: a whole number of steps")
     if duration.unit == "%" and duration.amount > 100:
-        raise ValueError("is more than 100%")
+        raise ValueError("possible: up to 100%")
     return duration
 
 
@@ -48,7 +51,21 @@ def parse_interval(text: object) -> DurationValue:
     try:
         return parse(text)
     except ValueError as error:
-        raise ValueError(f"{error}, or a time: '30 s', '10 min'") from None
+        raise ValueError(f"{error}, or a time: '30 s', '10 min', '1 h'") from None
+
+
+def parse_length(text: object) -> DurationValue:
+    """Read the length of a whole training, which is no share of itself. Raises ValueError with what is possible."""
+    if _parse(text, {"%": "%"}) is not None or _parse(text, _UNITS) is None:
+        raise ValueError(f"possible: {_LENGTHS}")
+    return parse(text)
+
+
+def more_than_nothing(duration: DurationValue) -> DurationValue:
+    """Return a duration that is not empty as it is. Raises ValueError for others."""
+    if duration.amount == 0:
+        raise ValueError("must be more than nothing")
+    return duration
 
 
 def _parse(text: object, units: dict[str, str]) -> DurationValue | None:
@@ -80,10 +97,25 @@ Duration = Annotated[
     BeforeValidator(parse),
     PlainSerializer(str),
     WithJsonSchema({"type": "string", "examples": ["500 steps", "10 epochs", "5%"]}),
+    InWords(f"{_EXAMPLES} or '5%'"),
 ]
+Span = Annotated[Duration, AfterValidator(more_than_nothing)]
+"""A duration that is not empty."""
+Length = Annotated[
+    DurationValue,
+    BeforeValidator(parse_length),
+    AfterValidator(more_than_nothing),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "examples": ["500 steps", "10 epochs"]}),
+    InWords(_LENGTHS),
+]
+"""A duration of a whole training."""
 Interval = Annotated[
     DurationValue,
     BeforeValidator(parse_interval),
+    AfterValidator(more_than_nothing),
     PlainSerializer(str),
     WithJsonSchema({"type": "string", "examples": ["500 steps", "1 epochs", "30 s"]}),
+    InWords(f"{_EXAMPLES}, '5%' or '30 s'"),
 ]
+"""A duration that may also be a time."""

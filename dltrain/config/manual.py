@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import types
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-from pydantic.fields import FieldInfo
-
-from dltrain.config.durations import DurationValue
-from dltrain.config.names import did_you_mean
-from dltrain.config.schema.base import Component, OneOf, Settings
+from dltrain.config import words
+from dltrain.config.names import did_you_mean, spell
+from dltrain.config.schema.base import Component, Settings
 from dltrain.config.schema.sections import KINDS, Config
 from dltrain.errors import ConfigError
-
-_NAMES = {
-    int: "integer",
-    float: "number",
-    str: "text",
-    bool: "true|false",
-    type(None): "null",
-    DurationValue: "duration",
-}
-_BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
 def json_schema() -> dict[str, Any]:
@@ -52,7 +39,7 @@ def show_components(kind: str | None, name: str | None) -> None:
             f"components: there is no {kind} '{name}'; possible: {', '.join(classes)}{did_you_mean(name, classes)}"
         )
     console.print(f"{name}: {summary(classes[name])}", markup=False)
-    console.print(table(["argument", "type", "default", ""], arguments(classes[name])))
+    console.print(table(["argument", "possible", "default", ""], arguments(classes[name])))
 
 
 def summary(cls: type[Settings]) -> str:
@@ -61,50 +48,17 @@ def summary(cls: type[Settings]) -> str:
 
 
 def arguments(cls: type[Settings]) -> list[list[str]]:
-    """Return [name, type with range, default, description] of each argument of a schema class."""
+    """Return [name, what is possible, default, description] of each argument of a schema class."""
     rows = []
     for name, field in cls.model_fields.items():
         if name != "type":
             default = "required" if field.is_required() else _value_text(field.get_default(call_default_factory=True))
-            rows.append([name, _type_text(field.annotation, field.metadata), default, field.description or ""])
+            rows.append([name, words.possible(field.annotation, field.metadata), default, field.description or ""])
     return rows
 
 
-def _type_text(annotation: Any, metadata: Any = ()) -> str:
-    """Return a type as a person writes it: "number > 0", "list of integer", "relu|gelu"."""
-    for item in metadata:
-        if isinstance(item, OneOf):
-            return f"{{type: {'|'.join(item.classes)}, ...}}"
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if hasattr(annotation, "__metadata__"):
-        text = _type_text(inner[0], annotation.__metadata__)
-    elif origin in (Union, types.UnionType):
-        text = " or ".join(_type_text(part) for part in inner)
-    elif origin is list:
-        text = f"list of {_type_text(inner[0])}" if inner else "list"
-    elif origin is dict:
-        text = f"mapping of {_type_text(inner[0])} to {_type_text(inner[1])}"
-    elif inner:  # Literal
-        text = "|".join(_value_text(value) for value in inner)
-    elif isinstance(annotation, type) and issubclass(annotation, Settings):
-        text = "{" + ", ".join(annotation.model_fields) + "}"
-    else:
-        text = _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
-    return " ".join([text, *_bounds(metadata)])
-
-
-def _bounds(metadata: Any) -> list[str]:
-    items = [m for item in metadata for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    return [f"{sign} {getattr(item, name):g}" for item in items for name, sign in _BOUNDS if hasattr(item, name)]
-
-
 def _value_text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    """Return a default as one writes it in the config."""
     if isinstance(value, Component):
         return f"{{type: {value.type}}}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_value_text(item) for item in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else spell(value)

@@ -7,32 +7,23 @@ when they are built (`dltrain.build`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from dltrain.config.names import did_you_mean
-from dltrain.config.reader import Document, Keys, override, read_file
-from dltrain.config.schema.base import OneOf, Settings
+from dltrain.config import words
+from dltrain.config.names import did_you_mean, shortened, spell
+from dltrain.config.reader import Document, Keys, override, read_file, read_scalar
+from dltrain.config.schema.base import USER_WORDS, OneOf, Settings
 from dltrain.config.schema.sections import Config
 from dltrain.errors import ConfigError
 
-_TYPES = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "dict_type": "a mapping of names to values",
-    "model_type": "a section of 'key: value' lines",
-    "none_required": "null",
-    "finite_number": "a finite number",
-}
-_USER_TYPES = ", or your own as package.module:Name or file.py:Name"
+_ABOUT_KEYS = ("missing", "extra_forbidden")
+_YAML_1_1_BOOLEANS = ("on", "yes", "off", "no", "y", "n")
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         config,
         document,
         folder=os.path.relpath(Path(path).resolve().parent),
-        text=Path(path).read_text(encoding="utf-8-sig"),
+        text=document.text,
     )
 
 
@@ -80,13 +71,18 @@ def validate(document: Document) -> Config:
         raise ConfigError(*_problems(document, error)) from None
 
 
+# ---- pydantic's errors -> one line for each wrong value -------------------------------------------------------------
+
+
 def _problems(document: Document, error: ValidationError) -> list[str]:
-    """Return one line for each wrong value; what several types of a union say of it becomes one list."""
-    by_keys: dict[Keys, list[dict[str, Any]]] = {}
+    """Return one line for each wrong value, in the order of the file."""
+    by_keys: dict[Keys, dict[str, Any]] = {}
     for detail in error.errors(include_url=False):
-        keys = _keys_of(document, detail)
-        by_keys.setdefault(keys, []).append(dict(detail))
-    lines = [_line(document, keys, details) for keys, details in by_keys.items()]
+        by_keys.setdefault(_keys_of(document, detail), dict(detail))  # of a union, the first type speaks for all
+    above = {keys[:length] for keys in by_keys for length in range(len(keys))}
+    # A list or mapping that is only called wrong for what is wrong inside it needs no line of its own.
+    details = {keys: d for keys, d in by_keys.items() if keys not in above or d["type"] in _ABOUT_KEYS}
+    lines = [_line(document, keys, detail) for keys, detail in details.items()]
     return [line for _, line in sorted(lines, key=lambda entry: entry[0])]
 
 
@@ -105,123 +101,189 @@ def _keys_of(document: Document, detail: Any) -> Keys:
     return tuple(keys)
 
 
-def _line(document: Document, keys: Keys, details: list[dict[str, Any]]) -> tuple[tuple[int, int], str]:
+def _line(document: Document, keys: Keys, detail: dict[str, Any]) -> tuple[tuple[int, int], str]:
     """Return the message about the value at `keys` and what it is sorted by."""
-    kind = details[0]["type"]
-    about_key = kind in ("missing", "extra_forbidden")
-    if kind == "missing":
+    if detail["type"] == "missing":
         place = document.place_of_key(keys[:-1])
-    elif about_key:
+    elif detail["type"] == "extra_forbidden":
         place = document.place_of_key(keys)
     else:
         place = document.place_of_value(keys)
-    name = ".".join(map(str, keys))
-    parts = place.rsplit(":", 2)
+    name = ".".join(shortened(str(key)) for key in keys)
+    parts = [] if place.startswith("--set") else place.rsplit(":", 2)
     position = (int(parts[1]), int(parts[2])) if len(parts) == 3 and parts[2].isdigit() else (0, 0)
-    return position, f"{place}: {name + ': ' if name else ''}{_what(document, keys, details)}"
+    return position, f"{place}: {name + ': ' if name else ''}{_what(document, keys, detail)}"
 
 
-def _what(document: Document, keys: Keys, details: list[dict[str, Any]]) -> str:
-    detail = details[0]
-    kind, context = detail["type"], detail.get("ctx", {})
-    given = detail["input"]
+def _what(document: Document, keys: Keys, detail: dict[str, Any]) -> str:
+    """Return what was found and what is possible."""
+    kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         return _unknown_key(document, keys)
-    if kind == "missing":
-        possible = _possible_types(document, keys[:-1]) if keys[-1] == "type" else ""
-        return f"is missing{possible}"
     if kind == "layer":  # of a sequential model: the message is whole
         return str(detail["msg"])
-    if kind == "union_tag_not_found":
-        found = "'type' is missing" if isinstance(given, dict) else f"is {_spell(given)}; needed: {{type: name, ...}}"
-        return found + _possible_types(document, keys)
-    if kind == "union_tag_invalid":
-        tag = given["type"] if isinstance(given, dict) else str(given)
-        return f"unknown type '{tag}'{_possible_types(document, keys)}{did_you_mean(tag, _type_names(document, keys))}"
+    if kind == "value_error" and isinstance(given, dict):  # of settings that exclude each other
+        return str(detail["ctx"]["error"])
+    setting = setting_at(document.value, keys)
+    if kind == "missing":
+        return f"is missing; possible: {setting.possible}{_default_type(document, keys)}" if setting else "is missing"
+    if setting is None:
+        return str(detail["msg"])
+    found = document.texts.get(keys, "") if not isinstance(given, str) else ""
+    found = shortened(found) or spell(given)
     if kind == "value_error":
-        return f"{_spell(given)} {context['error']}" if _is_plain(given) else str(context["error"])
-    if kind == "string_pattern_mismatch" and keys[-1] == "type":
-        return f"'{given}' is no import path; possible: package.module:Name or path/file.py:Name"
-    needed = " or ".join(dict.fromkeys(_needed(detail) for detail in details))
-    choices = [choice for detail in details for choice in _choices(detail)]
-    guess = did_you_mean(given, choices) if isinstance(given, str) else ""
-    return f"is {_spell(given)}; possible: {needed}{guess}{_yaml_hint(given, details)}"
+        return f"is {found}; {detail['ctx']['error']}"
+    possible = setting.possible
+    if kind == "finite_number":
+        possible = possible.replace("a number", "a finite number")
+    return f"is {found}; possible: {possible}{_advice(setting, given, found)}"
 
 
 def _unknown_key(document: Document, keys: Keys) -> str:
-    possible = _possible_keys(document, keys[:-1])
-    guess = did_you_mean(str(keys[-1]), possible)
-    return f"unknown key; possible: {', '.join(possible)}{guess}"
+    key = str(keys[-1])
+    if ":" in key:
+        return "unknown key; a space must follow its ':'"
+    section = section_at(document.value, keys[:-1])
+    possible = list(section.model_fields) if section else []
+    return f"unknown key; possible: {', '.join(possible)}{did_you_mean(key, possible)}"
 
 
-def _needed(detail: dict[str, Any]) -> str:
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind in _TYPES:
-        return _TYPES[kind]
-    if kind in ("literal_error", "enum"):
-        return ", ".join(_choices(detail))
-    bounds = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    if kind in bounds:
-        return f"a number {signs[bounds[kind]]} {context[bounds[kind]]:g}"
-    if kind in ("too_short", "string_too_short"):
-        return f"at least {context['min_length']} of {'its characters' if kind[0] == 's' else 'them'}"
-    if kind in ("too_long", "string_too_long"):
-        return f"at most {context['max_length']} of {'its characters' if kind[0] == 's' else 'them'}"
-    if kind == "string_pattern_mismatch":
-        return f"text like {context['pattern']}"
-    if kind == "value_error":
-        return str(context["error"])
-    return str(detail["msg"])
+def _default_type(document: Document, keys: Keys) -> str:
+    """Return the advice for a component without a type: the name that stands in place of it, or the default."""
+    *above, last = keys
+    parent = setting_at(document.value, tuple(above)) if last == "type" else None
+    if parent is None or parent.one_of is None:
+        return ""
+    given = _value_at(document.value, tuple(above))
+    names = [name for name in given if name in parent.one_of.classes and isinstance(given[name], dict | None)]
+    if names:
+        return f"; did you mean {{type: {names[0]}, ...}}?"
+    default = parent.field.default if parent.field else None
+    return f"; the default is {default.type}" if default is not None and hasattr(default, "type") else ""
 
 
-def _choices(detail: dict[str, Any]) -> list[str]:
-    if detail["type"] not in ("literal_error", "enum"):
-        return []
-    return [word.strip("'") for word in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-
-
-def _yaml_hint(given: Any, details: list[dict[str, Any]]) -> str:
-    kinds = {detail["type"] for detail in details}
-    if "string_type" in kinds and not isinstance(given, (dict, list)) and given is not None:
-        return f'; write it in quotes: "{_spell(given)}"'
-    if "bool_type" in kinds and isinstance(given, str) and given.lower() in ("on", "yes", "off", "no", "y", "n"):
+def _advice(setting: Setting, given: Any, found: str) -> str:
+    """Return what to write instead, where that can be guessed."""
+    if given is None:
+        return "; leave the key out for the default" if setting.field and not setting.field.is_required() else ""
+    if isinstance(given, bool | int | float):
+        if str in setting.types and not setting.types & {int, float}:
+            return f'; write it in quotes: "{found}"'
+        whole = int in setting.types and isinstance(given, float) and given.is_integer()
+        return f"; write {given:.0f}" if whole else ""
+    if not isinstance(given, str):
+        return ""
+    if setting.one_of is not None:
+        return _advice_on_component(setting.one_of, given)
+    if setting.would_be(read_scalar(given)):
+        return "; write it without quotes"
+    if bool in setting.types and given.lower() in _YAML_1_1_BOOLEANS:
         return "; YAML 1.2 reads on, off, yes and no as text"
-    return ""
+    if setting.is_type and given.endswith(".py"):
+        return f"; say what to take of the file: '{shortened(given)}:Name'"
+    if setting.is_type and "." in given:
+        return "; did you mean '{}:{}'?".format(*shortened(given).rsplit(".", 1))
+    return did_you_mean(given, [value for value in setting.literals if isinstance(value, str)])
 
 
-def _spell(value: Any) -> str:
-    """Return `value` as a YAML user knows it, shortened."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, str):
-        return repr(value if len(value) <= 60 else value[:57] + "...")
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _is_plain(value: Any) -> bool:
-    return not isinstance(value, (dict, list))
+def _advice_on_component(one_of: OneOf, given: str) -> str:
+    """Return how the component is written that `given` names."""
+    if one_of.class_of({"type": given}) is not None:
+        return f"; write {{type: {given}}}"
+    guess = did_you_mean(given, one_of.classes)
+    return guess.replace("'", "{type: ", 1).replace("'", "}", 1)
 
 
 # ---- what is possible at a place of the document --------------------------------------------------------------------
 
 
-def expected_at(value: Any, keys: Keys) -> OneOf | type[Settings] | None:
-    """Return what kind of section the schema wants at `keys` of the tree `value`; None for plain values."""
-    expected: OneOf | type[Settings] | None = Config
+class Setting(NamedTuple):
+    """What the schema says of one place in a config."""
+
+    annotation: Any
+    metadata: Sequence[Any] = ()
+    field: FieldInfo | None = None
+    is_type: bool = False
+    """Whether it is the `type` of a component that may be the user's own."""
+
+    @property
+    def possible(self) -> str:
+        """What it may be, in words."""
+        return words.possible(self.annotation, self.metadata) + f", or your own as {USER_WORDS}" * self.is_type
+
+    @property
+    def members(self) -> list[tuple[Any, Sequence[Any]]]:
+        """The types of which it has one, each with its annotations."""
+        return [_unwrapped(part, self.metadata) for part in words.union_parts(self.annotation)]
+
+    @property
+    def types(self) -> set[Any]:
+        """The plain types among its members: int, list, ..."""
+        return {get_origin(member) or member for member, _ in self.members}
+
+    @property
+    def literals(self) -> list[Any]:
+        """The values that it may have, where they are counted out."""
+        return [value for member, _ in self.members if get_origin(member) is Literal for value in get_args(member)]
+
+    @property
+    def one_of(self) -> OneOf | None:
+        """The kind of component that it is, if it is one."""
+        return next((item for _, metadata in self.members for item in metadata if isinstance(item, OneOf)), None)
+
+    def would_be(self, value: Any) -> bool:
+        """Return whether `value` has the type of a setting that is no text."""
+        return not isinstance(value, str | None) and (type(value) in self.types or value in self.literals)
+
+    def below(self, value: Any, key: str | int) -> Setting | None:
+        """Return what is possible at `key` of this section, which holds `value`; None if there is no such key."""
+        section = self.section(value)
+        if isinstance(key, str) and section is not None and key in section.model_fields:
+            field = section.model_fields[key]
+            return Setting(field.annotation, field.metadata, field)
+        if key == "type" and self.one_of is not None:
+            return Setting(Literal[tuple(self.one_of.classes)], is_type=self.one_of.user)
+        for member, _ in self.members:
+            inner = get_args(member)
+            if get_origin(member) is list and isinstance(key, int):
+                return Setting(*_unwrapped(inner[0]))
+            if get_origin(member) is dict and isinstance(key, str) and inner[1] is not Any:
+                return Setting(*_unwrapped(inner[1]))
+        return None
+
+    def section(self, value: Any) -> type[Settings] | None:
+        """Return the class of the section that is possible here; for a component, the one that `value` chooses."""
+        if self.one_of is not None:
+            return self.one_of.class_of(value)
+        return next((cls for cls in self.types if isinstance(cls, type) and issubclass(cls, Settings)), None)
+
+
+def setting_at(value: Any, keys: Keys) -> Setting | None:
+    """Return what the schema says of the place at `keys` of the tree `value`; None if it knows no such place."""
+    setting: Setting | None = Setting(Config)
     for key in keys:
-        if isinstance(key, str):
-            section = _chosen(expected, value)
-            field = section.model_fields.get(key) if section else None
-            expected = _section_in((field.annotation, *field.metadata)) if field else None
+        setting = setting.below(value, key) if setting else None
         value = _item(value, key)
-    return expected
+    return setting
+
+
+def section_at(value: Any, keys: Keys) -> type[Settings] | None:
+    """Return the class of the section at `keys` of the tree `value`, if there is one."""
+    setting = setting_at(value, keys)
+    return setting.section(_value_at(value, keys)) if setting else None
+
+
+def _unwrapped(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[Any, Sequence[Any]]:
+    """Return an annotation without what `Annotated` adds, and that with `metadata`."""
+    if hasattr(annotation, "__metadata__"):
+        return annotation.__origin__, [*annotation.__metadata__, *metadata]
+    return annotation, metadata
+
+
+def _value_at(value: Any, keys: Keys) -> Any:
+    for key in keys:
+        value = _item(value, key)
+    return value
 
 
 def _item(value: Any, key: str | int) -> Any:
@@ -229,44 +291,3 @@ def _item(value: Any, key: str | int) -> Any:
     if isinstance(value, dict):
         return value.get(key)
     return value[key] if isinstance(value, list) and isinstance(key, int) and key < len(value) else None
-
-
-def _chosen(expected: OneOf | type[Settings] | None, value: Any) -> type[Settings] | None:
-    if isinstance(expected, OneOf):
-        return expected.classes.get(str(value.get("type"))) if isinstance(value, dict) else None
-    return expected
-
-
-def _section_in(types: Iterable[Any]) -> OneOf | type[Settings] | None:
-    """Return the kind or section that is named somewhere in an annotation."""
-    types = tuple(types)
-    for item in types:
-        if isinstance(item, OneOf):
-            return item
-    for item in types:
-        if isinstance(item, type) and issubclass(item, Settings):
-            return item
-        if found := _section_in(get_args(item)):
-            return found
-    return None
-
-
-def _possible_keys(document: Document, keys: Keys) -> list[str]:
-    value: Any = document.value
-    for key in keys:
-        value = _item(value, key)
-    section = _chosen(expected_at(document.value, keys), value)
-    return list(section.model_fields) if section else []
-
-
-def _type_names(document: Document, keys: Keys) -> list[str]:
-    expected = expected_at(document.value, keys)
-    return sorted(expected.classes) if isinstance(expected, OneOf) else []
-
-
-def _possible_types(document: Document, keys: Keys) -> str:
-    expected = expected_at(document.value, keys)
-    if not isinstance(expected, OneOf):
-        return ""
-    names = ", ".join(sorted(expected.classes))
-    return f"; possible: {names}{_USER_TYPES if expected.user else ''}"

@@ -44,6 +44,8 @@ def epoch_order(num_samples: int, seed: int, epoch: int, sampler: str, classes: 
     rng = torch.Generator().manual_seed(mix(seed, epoch))
     if sampler == "shuffle" or classes is None:
         return torch.randperm(num_samples, generator=rng)
-    counts = torch.bincount(classes).clamp(min=1)
-    weights = 1.0 / counts[classes].double()
-    return torch.multinomial(weights, num_samples, replacement=True, generator=rng)
+    by_class, counts = classes.cpu().argsort(stable=True), torch.bincount(classes).cpu()
+    present = counts.nonzero().squeeze(1)
+    chosen = present[torch.randint(len(present), (num_samples,), generator=rng)]
+    rank = (torch.rand(num_samples, generator=rng, dtype=torch.float64) * counts[chosen]).long()
+    return by_class[counts.cumsum(0)[chosen] - counts[chosen] + rank]

@@ -7,7 +7,7 @@ prediction encode with the facts, so that they see data exactly as training did.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from dltrain.build import Builder
 from dltrain.config.schema.base import UserComponent
 from dltrain.config.schema.sections import Split
 from dltrain.data.columns import Columns, Samples
+from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.split import NAMES, split_by_ratio
 from dltrain.data.transforms import Normalize
-from dltrain.errors import ConfigError, DataError
+from dltrain.errors import ConfigError, DataError, DltrainError
 from dltrain.tasks import Task
 
 Inputs = tuple[Tensor, ...]
+_RARE = 10  # fewer than this could not be divided by the usual ratios
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Prepared:
     splits: dict[str, Columns]
     task: Task
     facts: dict[str, Any]
+    task_is_inferred: bool
+    """Whether the targets, not the config, said what the task is."""
+    notes: list[str]
+    """What the user should be told of the data, such as rows that were dropped."""
 
 
 def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
@@ -56,9 +62,12 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
     everything = source.read()
     if len(everything) == 0:
         raise DataError(f"{builder.file.place('data')}: there are no samples")
-    parts = _divide(builder, source, everything)
+    kind = _task_type(builder, everything)
+    parts = _divide(builder, source, everything, kind)
     train = parts["train"]
-    task = _learn_task(builder, train, raw_targets)
+    task = _learn_task(builder, kind, train, raw_targets)
+    if raw_targets:
+        _require_counts(train, parts["val"])
     state = source.fit(train)
     splits = {name: _encode(source, state, task, parts[name]) for name in ("train", "val") if len(parts[name])}
     inputs = splits["train"].inputs
@@ -71,7 +80,8 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
         "class_counts": _class_counts(task, splits["train"]),
         "fingerprint": _fingerprint(builder, source),
     }
-    return Prepared(splits, task, facts)
+    notes = [*getattr(source, "notes", []), *_shared_samples(builder, everything, splits)]
+    return Prepared(splits, task, facts, builder.file.config.task is None, notes)
 
 
 def prepare_split(builder: Builder, facts: dict[str, Any], name: str, *, same_data: bool = True) -> Columns:
@@ -87,7 +97,7 @@ def prepare_split(builder: Builder, facts: dict[str, Any], name: str, *, same_da
             f"{builder.file.place('data')}: the data have changed since the training, so its {name} split cannot be "
             "told; give the data to evaluate with --data"
         )
-    samples = _divide(builder, source, source.read())[name]
+    samples = _divide(builder, source, source.read(), facts["task"]["type"])[name]
     if len(samples) == 0:
         raise DataError(f"{builder.file.place('split')}: this config sets no {name} samples aside")
     return _encode(source, facts["source"], tasks.from_facts(facts["task"]), samples)
@@ -106,7 +116,8 @@ def open_source(builder: Builder) -> Any:
         from dltrain.data.sources.arrays import UserArrays
 
         return UserArrays(builder.partial(settings, ("data",)), settings.type)
-    return builder.build(settings, ("data",), {"base": builder.file.folder})
+    folder = builder.file.folder
+    return builder.build(settings, ("data",), {"base": "" if folder == "." else folder})  # no "./" in messages
 
 
 def offered(facts: dict[str, Any], outputs_per_target: int = 1) -> dict[str, Any]:
@@ -138,44 +149,82 @@ def input_transform(facts: dict[str, Any], device: torch.device) -> Callable[[In
     return lambda inputs: (normalize(inputs[0]), *inputs[1:])
 
 
-def _divide(builder: Builder, source: Any, samples: Samples) -> dict[str, Samples]:
+def _divide(builder: Builder, source: Any, samples: Samples, kind: str) -> dict[str, Samples]:
     """Return the samples of each split. What files say goes first; ratios divide what is left for training."""
     split = builder.file.config.split
-    parts: dict[str, Samples] = {}
-    for name, given in (("val", split.val), ("test", split.test)):
-        if isinstance(given, str):
-            parts[name] = source.read(str(Path(builder.file.folder, given)))
+    parts = _read_split_files(builder, source)
     rest = samples
     if samples.splits is not None:
         _check_split_names(samples)
         for name in ("val", "test"):
             rows = np.flatnonzero(samples.splits == name)
             if len(rows):
-                if name in split.model_fields_set:
-                    place = builder.file.place("split", name)
+                if _is_written(builder, name):
                     raise ConfigError(
-                        f"{place}: cannot take effect: the data themselves say which samples are for {name}"
+                        f"{builder.file.place('split', name)}: cannot take effect: "
+                        f"the data themselves say which samples are for {name}"
                     )
                 parts[name] = samples.take(rows)
         rest = samples.take(np.flatnonzero(samples.splits == "train"))
         if len(rest) == 0:
             raise DataError(f"{builder.file.place('data')}: the data set no samples aside for training")
-    ratios = {
-        n: 0.0 if n in parts else float(r) for n, r in (("val", split.val), ("test", split.test)) if n not in parts
-    }
-    indices = split_by_ratio(
-        len(rest), ratios.get("val", 0.0), ratios.get("test", 0.0), split.seed, _strata(split, rest)
-    )
+    ratios = {n: 0.0 if n in parts else float(ratio) for n, ratio in (("val", split.val), ("test", split.test))}
+    _check_ratio_settings(builder, any(ratios.values()), kind)
+    try:
+        indices = split_by_ratio(len(rest), **ratios, seed=split.seed, strata=_strata(split, rest, kind))
+    except DltrainError as error:
+        raise type(error)(f"{builder.file.place('split')}: {error}") from None
     return {name: parts[name] if name in parts else rest.take(indices[name]) for name in NAMES}
 
 
-def _strata(split: Split, samples: Samples) -> np.ndarray | None:
-    """Return the classes by which to stratify, or None for targets that are no classes."""
+def _read_split_files(builder: Builder, source: Any) -> dict[str, Samples]:
+    """Return the samples of the splits that are given as files or folders of their own."""
+    file, split = builder.file, builder.file.config.split
+    taken = {os.path.realpath(Path(file.folder, getattr(file.config.data, "path", ""))): "data.path"}
+    parts: dict[str, Samples] = {}
+    for name, given in (("val", split.val), ("test", split.test)):
+        if not isinstance(given, str):
+            continue
+        path, place = Path(file.folder, given), file.place("split", name)
+        if not path.exists():
+            raise ConfigError(f"{place}: there is no file or folder '{path}'; paths are relative to the config file")
+        other = taken.setdefault(os.path.realpath(path), f"split.{name}")
+        if other != f"split.{name}":
+            raise ConfigError(f"{place}: '{given}' is the same as {other}; splits must not share samples")
+        parts[name] = source.read(str(path))
+        if len(parts[name]) == 0:
+            raise DataError(f"{place}: '{given}' holds no samples")
+    return parts
+
+
+def _check_ratio_settings(builder: Builder, is_random: bool, kind: str) -> None:
+    """Raise ConfigError for settings of the random split that cannot take effect."""
+    for name in ("seed", "stratify"):
+        place = builder.file.place("split", name)
+        if _is_written(builder, name) and not is_random:
+            raise ConfigError(f"{place}: cannot take effect: no samples are set aside at random")
+    if kind == "regression" and _is_written(builder, "stratify") and builder.file.config.split.stratify:
+        raise ConfigError(f"{builder.file.place('split', 'stratify')}: cannot take effect: regression has no classes")
+
+
+def _is_written(builder: Builder, name: str) -> bool:
+    """Return whether the user wrote `split.name`; the config of a checkpoint holds all settings and no places."""
+    return ("split", name) in builder.file.document.key_places
+
+
+def _strata(split: Split, samples: Samples, kind: str) -> np.ndarray | None:
+    """Return (N,) the classes by which to stratify, or None where there are none.
+
+    Of a multi-label task these are the combinations of labels; the rare ones are one class.
+    """
     targets = samples.targets
-    if not split.stratify or targets is None or targets.ndim != 1 or targets.dtype.kind == "f":
+    if not split.stratify or targets is None or kind == "regression":
         return None
-    classes = np.unique(targets.astype(str) if targets.dtype.kind == "O" else targets, return_inverse=True)[1]
-    return classes if classes.max() < len(classes) // 2 else None
+    if kind == "classification":
+        return targets if targets.ndim == 1 else None
+    _, combinations, counts = np.unique(targets, axis=0, return_inverse=True, return_counts=True)
+    combinations = combinations.reshape(-1)
+    return np.where(counts[combinations] < _RARE, -1, combinations)
 
 
 def _check_split_names(samples: Samples) -> None:
@@ -186,32 +235,43 @@ def _check_split_names(samples: Samples) -> None:
         raise DataError(f"{samples.place(row)}: split '{samples.splits[row]}' is none of {', '.join(NAMES)}")
 
 
-def _learn_task(builder: Builder, train: Samples, raw_targets: bool) -> Task:
+def _task_type(builder: Builder, samples: Samples) -> str:
+    """Return the type of the task: what the config says, else what the targets make plain."""
     settings = builder.file.config.task
-    if train.targets is None:
+    if samples.targets is None:
         raise DataError(f"{builder.file.place('data')}: the data have no targets")
-    kind = settings.type if settings is not None else tasks.infer_type(train)
-    if kind == "classification":
-        return tasks.Classification.learn(train)
-    if kind == "multilabel":
-        return tasks.Multilabel.learn(train, getattr(settings, "separator", "|"))
+    try:
+        return tasks.infer_type(samples) if settings is None else settings.type
+    except ConfigError as error:
+        raise ConfigError(f"{builder.file.place('task')}: {error}") from None
+
+
+def _learn_task(builder: Builder, kind: str, train: Samples, raw_targets: bool) -> Task:
+    settings = builder.file.config.task
+    try:
+        if kind == "classification":
+            return tasks.Classification.learn(train)
+        if kind == "multilabel":
+            return tasks.Multilabel.learn(train, getattr(settings, "separator", "|"))
+    except ConfigError as error:
+        raise ConfigError(f"{builder.file.place('task')}: {error}") from None
     standardize: bool | None = getattr(settings, "standardize", None)
-    if raw_targets:
-        _require_counts(train)
     if standardize and raw_targets:
         place = builder.file.place("task", "standardize")
         raise ConfigError(f"{place}: true cannot be combined with this loss, which needs targets in their own units")
     return tasks.Regression.learn(train, not raw_targets if standardize is None else standardize)
 
 
-def _require_counts(samples: Samples) -> None:
+def _require_counts(*splits: Samples) -> None:
     """Raise DataError if a target is below zero, which no loss of counts can take."""
-    targets = samples.targets
-    if targets is not None and targets.dtype.kind in "iuf" and (targets < 0).any():
-        row = int(np.argwhere(targets < 0)[0][0])
-        raise DataError(
-            f"{samples.place(row)}: target {targets[row]} is below zero; the loss of the config is for counts"
-        )
+    for samples in splits:
+        targets = samples.targets
+        if targets is not None and targets.dtype.kind in "iuf" and (targets < 0).any():
+            index = np.argwhere(targets < 0)[0]
+            raise DataError(
+                f"{samples.place(int(index[0]))}: target {targets[tuple(index)]:g} is below zero; "
+                "the loss of the config is for counts"
+            )
 
 
 def _encode(source: Any, state: dict[str, Any], task: Task, samples: Samples) -> Columns:
@@ -231,9 +291,30 @@ def _class_counts(task: Task, train: Columns) -> list[int] | None:
     return torch.bincount(train.target, minlength=task.num_outputs).tolist()
 
 
+def _shared_samples(builder: Builder, samples: Samples, splits: dict[str, Columns]) -> list[str]:
+    """Return a note if samples of a validation split that files make are also in the training split."""
+    made_by_files = samples.splits is not None or isinstance(builder.file.config.split.val, str)
+    if "val" not in splits or not made_by_files:
+        return []
+    train, val = set(_row_hashes(splits["train"])), _row_hashes(splits["val"])
+    num_shared = sum(row in train for row in val)
+    return [f"{num_shared:,} of {len(val):,} val samples are also in train"] if num_shared else []
+
+
+def _row_hashes(columns: Columns) -> list[int]:
+    """Return a number for each sample, equal where all of its inputs are."""
+    arrays = [x.reshape(len(x), -1).numpy() for x in columns.inputs]
+    return [hash(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(columns))]
+
+
 def _fingerprint(builder: Builder, source: Any) -> str:
     """Return a short text that changes when the data or what chooses the split changes."""
     split = builder.file.config.split
-    given: Sequence[float | str] = (split.val, split.test)
-    sizes = [os.path.getsize(path) for path in (Path(builder.file.folder, str(p)) for p in given) if path.is_file()]
-    return f"{source.fingerprint()}-{split.val}-{split.test}-{split.stratify}-{split.seed}-{sizes}"
+    given = [Path(builder.file.folder, path) for path in (split.val, split.test) if isinstance(path, str)]
+    files = [(str(file.relative_to(path)), str(file)) for path in given for file in _files_below(path)]
+    own = f"{source.fingerprint()}-{split.val}-{split.test}-{split.stratify}-{split.seed}"
+    return f"{own}-{fingerprint_files(files)}" if files else own
+
+
+def _files_below(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]

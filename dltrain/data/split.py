@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dltrain.errors import DataError
+from dltrain.errors import ConfigError, DataError
 
 NAMES = ("train", "val", "test")
 
@@ -22,11 +22,12 @@ def split_by_ratio(
         strata: (num_samples,) class of each sample, if each split should hold the same shares of them.
 
     Raises:
+        ConfigError: if the fractions leave nothing for training.
         DataError: if training, or a split whose fraction is not 0, would be empty.
 
     """
     if val + test >= 1:
-        raise DataError(f"split: val {val:g} and test {test:g} leave nothing to train on; their sum must be below 1")
+        raise ConfigError(f"val {val:g} and test {test:g} leave nothing to train on; their sum must be below 1")
     order = np.random.default_rng(seed).permutation(num_samples)
     if strata is not None:
         order = _interleave(order, strata)
@@ -36,9 +37,13 @@ def split_by_ratio(
         "val": order[num_test : num_test + num_val],
         "train": order[num_test + num_val :],
     }
-    for name, fraction in (("val", val), ("test", test), ("train", 1.0)):
+    for name, fraction in (("val", val), ("test", test)):
         if fraction > 0 and len(parts[name]) == 0:
-            raise DataError(f"split: {num_samples} samples are too few for a {name} split of {fraction:g}")
+            raise DataError(
+                f"{num_samples} samples are too few for a {name} split of {fraction:g}; set larger fractions, or 0"
+            )
+    if len(parts["train"]) == 0:
+        raise DataError(f"val {val:g} and test {test:g} of {num_samples} samples leave none to train on")
     return {name: np.sort(parts[name]) for name in NAMES}
 
 
@@ -47,9 +52,9 @@ def _interleave(order: np.ndarray, strata: np.ndarray) -> np.ndarray:
 
     Sample k of the n of its class, in the given order, goes to the relative place (k + 1/2) / n.
     """
+    _, members, counts = np.unique(strata[order], return_inverse=True, return_counts=True)
+    by_class = np.argsort(members, kind="stable")
+    starts = np.cumsum(counts) - counts
     places = np.empty(len(order))
-    shuffled = strata[order]
-    for value in np.unique(shuffled):
-        members = np.flatnonzero(shuffled == value)
-        places[members] = (np.arange(len(members)) + 0.5) / len(members)
+    places[by_class] = (np.arange(len(order)) - np.repeat(starts, counts) + 0.5) / np.repeat(counts, counts)
     return order[np.argsort(places, kind="stable")]

@@ -21,6 +21,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
+from dltrain.config.schema.base import InWords
+
 _CONV = "in_channels? out_channels! kernel_size! stride padding dilation groups bias padding_mode"
 _CONV_TRANSPOSE = (
     "in_channels? out_channels! kernel_size! stride padding output_padding groups bias dilation padding_mode"
@@ -240,5 +242,7 @@ def _layer_json_schema(layer: str) -> dict[str, Any]:
     }
 
 
-Layer = Annotated[dict[str, Any], BeforeValidator(check_layer), _LayerJsonSchema()]
+Layer = Annotated[
+    dict[str, Any], BeforeValidator(check_layer), _LayerJsonSchema(), InWords("{type: class in torch.nn, ...}")
+]
 """One item of a `sequential` model: a checked plain mapping."""

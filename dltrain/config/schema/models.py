@@ -39,7 +39,7 @@ _ZERO_INIT_HEAD = "start the last layer at zero, so that training starts from eq
 
 def _odd(value: int) -> int:
     if value % 2 == 0:
-        raise ValueError(f"{value} is even; possible: odd numbers, with which a convolution keeps the size")
+        raise ValueError("possible: odd numbers, with which a convolution keeps the size")
     return value
 
 

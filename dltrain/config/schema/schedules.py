@@ -4,22 +4,12 @@ to steps.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from dltrain.config.durations import Duration, DurationValue
+from dltrain.config.durations import Duration, DurationValue, Span
 from dltrain.config.schema.base import Component
-
-
-def _more_than_nothing(value: DurationValue) -> DurationValue:
-    if value.amount == 0:
-        raise ValueError("must be more than nothing")
-    return value
-
-
-Span = Annotated[Duration, AfterValidator(_more_than_nothing)]
-"""A duration that is not empty."""
 
 _NONE = DurationValue(0, "steps")
 _WARMUP = "linear warm-up at the start of the training"

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from dltrain.config.durations import Duration, DurationValue, Interval
+from dltrain.config.durations import DurationValue, Interval, Length, Span
 from dltrain.config.schema import losses, models, optimizers, regularization, schedules, transforms
-from dltrain.config.schema.base import Component, OneOf, Settings
+from dltrain.config.schema.base import Component, InWords, OneOf, Settings
 from dltrain.config.schema.data_arrays import Arrays, Images, Sklearn
 from dltrain.config.schema.data_table import Table
 
@@ -69,14 +69,25 @@ KINDS = (
 """Every kind of component, for `dltrain components` and the tests of contracts."""
 
 
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Path = Annotated[str, Field(min_length=1), InWords("a path")]
+RunName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), InWords("letters and digits, inside also '.', '_' and '-'")
+]
+Device = Annotated[str, Field(pattern="^(auto|cpu|cuda(:[0-9]+)?)$"), InWords("auto, cpu, cuda or cuda:N")]
+Metric = Annotated[
+    str, Field(pattern="^(train|val)/[a-z0-9_]+$"), InWords("train/ or val/ and a metric, such as 'val/loss'")
+]
+
+
 class Split(Settings):
     """How the samples are divided. What the files themselves say (folders, columns, keys) goes before ratios."""
 
-    val: float | str = Field(
+    val: Fraction | Path = Field(
         0.1,
         description="fraction of the samples for validation, or a file or folder of the same kind as the data",
     )
-    test: float | str = Field(
+    test: Fraction | Path = Field(
         0.1,
         description="fraction of the samples for testing, or a file or folder of the same kind as the data",
     )
@@ -113,7 +124,7 @@ class Regularization(Settings):
 class Train(Settings):
     """How long, in what portions, on what and how exactly."""
 
-    duration: Duration = Field(
+    duration: Length = Field(
         DurationValue(10, "epochs"), description="length of the training: '20 epochs' or '5000 steps'"
     )
     batch_size: int = Field(64, ge=1, description="samples of one optimizer step, over all micro-batches")
@@ -126,7 +137,7 @@ class Train(Settings):
         description="order of the samples in an epoch; balanced draws all classes equally often, with replacement",
     )
     drop_last: bool = Field(False, description="leave out the last batch of an epoch if it is not full")
-    evaluate_every: Duration = Field(
+    evaluate_every: Span = Field(
         DurationValue(1, "epochs"),
         description="between two lines of metrics and looks at the validation split",
     )
@@ -134,14 +145,12 @@ class Train(Settings):
         DurationValue(30, "s"),
         description="between two checkpoints; there is one at each end and stop as well",
     )
-    monitor: str | None = Field(
+    monitor: Metric | None = Field(
         None,
-        pattern="^(train|val)/[a-z0-9_]+$",
         description="metric that chooses the best checkpoint, such as 'val/loss'; null: the task's own",
     )
-    device: str = Field(
+    device: Device = Field(
         "auto",
-        pattern="^(auto|cpu|cuda(:[0-9]+)?)$",
         description="auto, cpu, cuda or cuda:1; auto takes the GPU if there is one",
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
@@ -156,9 +165,8 @@ class Train(Settings):
 class Config(Settings):
     """A training run: everything that decides its result."""
 
-    name: str | None = Field(
+    name: RunName | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="of the folder of runs; null: the config's file name",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, sample order, dropout and augmentation")

@@ -11,7 +11,7 @@ from dltrain.config.schema.base import Component
 
 def _ascending(bounds: list[float]) -> list[float]:
     if bounds[0] > bounds[1]:
-        raise ValueError("must not be above the second value")
+        raise ValueError("the first must not be above the second")
     return bounds
 
 

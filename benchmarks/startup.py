@@ -1,0 +1,98 @@
+"""What surrounds a training: help, a mistake in a config, and a whole `dltrain fit` against the bare script."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.processes import Usage, measure
+
+_ERRONEOUS = "data: {type: sklearn, name: digits}\nmodel: {type: mlp, hiden: [128]}\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command of dltrain, and the least that a program must do to the same end."""
+
+    name: str
+    command: list[str]
+    reference: list[str]
+    goal: float
+    """For the ratio of the two."""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Usage of a case's command and of its reference, one of each a round."""
+
+    case: Case
+    own: list[Usage]
+    reference: list[Usage]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures."""
+        return dataclasses.asdict(self)
+
+
+def cases(folder: Path) -> list[Case]:
+    """Return what is measured; files are written in `folder`."""
+    from dltrain.cli import app
+
+    config = folder / "erroneous.yaml"
+    config.write_text(_ERRONEOUS, encoding="utf-8")
+    dltrain = [sys.executable, "-m", "dltrain"]
+    bare = [sys.executable, "-m", "benchmarks.bare"]
+    fit = [*dltrain, "fit", "configs/digits.yaml", "--quiet", "--out", str(folder / "runs")]
+    num_commands = str(len(app.registered_commands))
+    return [
+        Case("--help, bare Typer", [*dltrain, "--help"], [*bare, "typer", num_commands, "--help"], 2.0),
+        Case("config error, bare pydantic", [*dltrain, "fit", str(config)], [*bare, "pydantic"], 2.0, exit_code=2),
+        Case("fit digits, imports and bare loop", fit, [*bare, "digits"], 1.5),
+    ]
+
+
+def measure_startup(repeat: int, env: Mapping[str, str], say: Callable[[str], None]) -> list[Timing]:
+    """Run each case and its reference `repeat` times in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        timings = [Timing(case, [], []) for case in cases(Path(folder))]
+        for index in range(repeat):
+            say(f"startup: round {index + 1} of {repeat}")
+            for timing in timings:
+                timing.own.append(measure(timing.case.command, env, exit_code=timing.case.exit_code))
+                timing.reference.append(measure(timing.case.reference, env))
+    return timings
+
+
+def table(timings: list[Timing]) -> Table:
+    """Return one line a case: medians, and the median of the ratios within a round."""
+    title = f"startup: medians of {len(timings[0].own)} rounds, whole processes"
+    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    result.add_column("against")
+    for column in ("dltrain s", "reference s", "x", "goal", "CPU x", "peak MiB", "reference MiB"):
+        result.add_column(column, justify="right")
+    for timing in timings:
+        result.add_row(
+            timing.case.name,
+            f"{statistics.median(usage.process_s for usage in timing.own):.2f}",
+            f"{statistics.median(usage.process_s for usage in timing.reference):.2f}",
+            f"{_ratio(timing, 'process_s'):.2f}",
+            f"{timing.case.goal:.1f}",
+            f"{_ratio(timing, 'cpu_s'):.2f}",
+            f"{statistics.median(usage.peak_mib for usage in timing.own):.0f}",
+            f"{statistics.median(usage.peak_mib for usage in timing.reference):.0f}",
+        )
+    return result
+
+
+def _ratio(timing: Timing, figure: str) -> float:
+    pairs = zip(timing.own, timing.reference, strict=True)
+    return float(statistics.median(getattr(own, figure) / getattr(reference, figure) for own, reference in pairs))

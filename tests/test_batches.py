@@ -1,0 +1,73 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dltrain.data.batches import epoch_order, mix, steps_per_epoch
+
+
+@given(st.integers(1, 300), st.integers(1, 64))
+def test_the_batches_of_an_epoch_hold_every_sample(num_samples, batch_size):
+    steps = steps_per_epoch(num_samples, batch_size, drop_last=False)
+    assert (steps - 1) * batch_size < num_samples <= steps * batch_size
+
+
+@given(st.integers(1, 300), st.integers(1, 64))
+def test_drop_last_leaves_out_only_what_fills_no_batch(num_samples, batch_size):
+    steps = steps_per_epoch(num_samples, batch_size, drop_last=True)
+    assert steps == max(1, num_samples // batch_size)
+
+
+@pytest.mark.parametrize("sampler", ["shuffle", "sequential"])
+def test_an_epoch_shows_every_sample_once(sampler):
+    order = epoch_order(100, seed=0, epoch=3, sampler=sampler)
+    assert order.sort().values.tolist() == list(range(100))
+    assert (order.tolist() == list(range(100))) == (sampler == "sequential")
+
+
+@pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
+def test_order_is_a_function_of_seed_and_epoch(sampler):
+    classes = torch.arange(100) % 3
+    first, again, later, other = (
+        epoch_order(100, seed, epoch, sampler, classes).tolist() for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
+    )
+    assert first == again
+    assert first != later != other != first
+
+
+def test_order_leaves_the_random_numbers_of_the_model_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    epoch_order(100, 0, 0, "balanced", torch.arange(100) % 3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_balanced_draws_all_classes_and_all_samples_of_a_class_equally_often():
+    classes = torch.tensor([0] * 900 + [2] * 90 + [3] * 10)  # class 1 has no sample
+    drawn = torch.cat([epoch_order(1000, 0, epoch, "balanced", classes) for epoch in range(60)])
+    shares = torch.bincount(classes[drawn]) / len(drawn)
+    torch.testing.assert_close(shares, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]), atol=0.01, rtol=0)
+    of_the_rarest = torch.bincount(drawn, minlength=1000)[-10:] / len(drawn)
+    torch.testing.assert_close(of_the_rarest, torch.full((10,), 1 / 30), atol=0.005, rtol=0)
+
+
+def test_balanced_takes_classes_in_any_order():
+    classes = torch.tensor([5, 0, 5, 5, 0, 5])
+    assert set(epoch_order(6, 0, 0, "balanced", classes).tolist()) <= set(range(6))
+    drawn = torch.cat([epoch_order(6, 0, epoch, "balanced", classes) for epoch in range(50)])
+    assert set(drawn.tolist()) == set(range(6))
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3))
+def test_mixed_seeds_are_seeds_of_torch(numbers):
+    assert 0 <= mix(*numbers) < 2**63
+    torch.Generator().manual_seed(mix(*numbers))
+
+
+def test_neighbouring_seeds_and_steps_give_unrelated_streams():
+    seeds = {mix(seed, step) for seed in range(100) for step in range(100)}
+    assert len(seeds) == 10_000
+    ones = [bin(mix(0, step) ^ mix(0, step + 1)).count("1") for step in range(1000)]
+    assert 30 < sum(ones) / len(ones) < 33  # half of the 63 bits change
+    assert mix(1, 2) != mix(2, 1)

@@ -1,0 +1,200 @@
+"""A model that does not fit the data is said to be so, with its place, before anything is trained."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dltrain.build import Builder
+from dltrain.config.validate import load_config
+from dltrain.data.prepare import prepare
+from dltrain.errors import ConfigError
+from dltrain.network import build_augmentation, build_network
+
+CPU = torch.device("cpu")
+OWN = """
+import torch
+from torch import nn
+
+class Narrow(nn.Module):
+    def __init__(self, in_features, hidden=4):
+        super().__init__()
+        self.layer = nn.Linear(in_features, hidden)
+
+    def forward(self, x):
+        return self.layer(x)
+
+class Pair(Narrow):
+    def forward(self, x):
+        return self.layer(x), x
+
+class Wide(Narrow):
+    def forward(self, x):
+        return self.layer(x.repeat(1, 2))
+
+class Lazy(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+    def forward(self, x):
+        return self.layers(x)
+
+class Greedy(nn.Module):
+    def __init__(self, in_features, num_klasses):
+        super().__init__()
+
+class Broken(nn.Module):
+    def __init__(self, num_classes):
+        raise ValueError("no")
+
+class Images(nn.Module):
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+
+def number(num_classes):
+    return num_classes
+
+def swap(x, rng):
+    return x.transpose(1, 7)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez("flat.npz", x=rng.normal(size=(30, 5)), y=np.arange(30) % 3)
+    np.savez("images.npz", x=rng.normal(size=(30, 2, 8, 8)), y=np.arange(30) % 3)
+    np.savez("labels.npz", x=rng.normal(size=(30, 5)), y=np.arange(60).reshape(30, 2) % 2)
+    np.savez("numbers.npz", x=rng.normal(size=(30, 5)), y=rng.normal(size=(30, 2)))
+    with open("own.py", "w", encoding="utf-8") as file:
+        file.write(OWN)
+
+
+def build(data, model, more=""):
+    with open("c.yaml", "w", encoding="utf-8") as file:
+        file.write(f"data: {{type: arrays, path: {data}.npz}}\nmodel: {{{model}}}\n{more}")
+    builder = Builder(load_config("c.yaml"))
+    prepared = prepare(builder)
+    return builder, prepared, build_network(builder, prepared.facts, CPU)
+
+
+def error(kind, *arguments):
+    with pytest.raises(kind) as caught:
+        build(*arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "num_outputs"),
+    [
+        ("flat", "type: mlp, hidden: [4]", 3),
+        ("images", "type: mlp, hidden: [4]", 3),
+        ("images", "type: linear", 3),
+        ("images", "type: convnet, channels: [4]", 3),
+        ("images", "type: resnet, depth: 20, width: 0.25", 3),
+        ("labels", "type: mlp, hidden: [4]", 2),
+        ("numbers", "type: mlp, hidden: [4]", 2),
+        ("images", "type: own.py:Lazy", 3),
+        ("flat", "type: own.py:Narrow, hidden: 3", 3),
+    ],
+)
+def test_models_take_their_sizes_from_the_data(data, model, num_outputs):
+    _, prepared, network = build(data, model)
+    inputs, target = prepared.splits["train"].batch(torch.arange(4), CPU)
+    output = network.model(*network.transform(inputs))
+    assert output.shape == (4, num_outputs)
+    assert torch.isfinite(network.loss(output, target))
+
+
+def test_a_loss_may_ask_for_two_outputs_a_target():
+    _, prepared, network = build("numbers", "type: linear", "loss: {type: gaussian_nll}")
+    inputs, _ = prepared.splits["train"].batch(torch.arange(4), CPU)
+    output = network.model(*inputs)
+    assert output.shape == (4, 4)
+    assert network.predict(output).keys() == {"prediction_target0", "prediction_target1"}
+
+
+@pytest.mark.parametrize("model", ["type: convnet", "type: resnet", "type: own.py:Images"])
+def test_a_model_for_images_refuses_other_data(model):
+    name = model.removeprefix("type: ")
+    message = (
+        f"c.yaml:2:15: model.type: {name} is for images; the samples are of shape (5,); "
+        "possible: mlp, linear, sequential"
+    )
+    assert error(ConfigError, "flat", model) == message
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("Narrow", "two samples give shape (2, 4); classification needs shape (2, 3)"),
+        ("Pair, hidden: 3", "two samples give a tuple; classification needs shape (2, 3)"),
+        (
+            "Wide, hidden: 3",
+            "cannot take samples of shape (5,): mat1 and mat2 shapes cannot be multiplied (2x10 and 5x3)",
+        ),
+        ("number", "own.py:number gives int, no torch.nn.Module"),
+    ],
+)
+def test_a_model_of_ones_own_that_does_not_fit_is_an_error(model, message):
+    assert error(ConfigError, "flat", f"type: own.py:{model}") == f"c.yaml:2:8: model: {message}"
+
+
+def test_a_parameter_that_the_data_do_not_decide_is_named():
+    assert error(ConfigError, "flat", "type: own.py:Greedy") == (
+        "c.yaml:2:8: model: own.py:Greedy needs num_klasses; the data offer in_features, input_shape, out_features, "
+        "cardinalities, num_classes, num_samples, class_counts"
+    )
+
+
+def test_an_error_inside_a_model_of_ones_own_is_told_with_its_place():
+    found = error(ConfigError, "flat", "type: own.py:Broken")
+    assert found.startswith("c.yaml:2:8: model: own.py:Broken failed: ValueError: no")
+
+
+def test_a_model_of_one_input_is_told_what_to_do_with_categories():
+    with open("data.csv", "w", encoding="utf-8") as file:
+        file.write("u,c,t\n" + "".join(f"{i},{'ab'[i % 2]},{'xyz'[i % 3]}\n" for i in range(30)))
+    with open("c.yaml", "w", encoding="utf-8") as file:
+        file.write("data: {type: table, path: data.csv, target: t}\nmodel: {type: own.py:Narrow, hidden: 3}\n")
+    builder = Builder(load_config("c.yaml"))
+    with pytest.raises(
+        ConfigError,
+        match=r"c.yaml:2:8: model: cannot take samples of shape \(1,\) and \(1,\): .*; "
+        r"set data.categories: onehot to have one input$",
+    ):
+        build_network(builder, prepare(builder).facts, CPU)
+
+
+def test_a_loss_for_another_task_is_an_error():
+    assert error(ConfigError, "flat", "type: linear", "loss: {type: mse}") == (
+        "c.yaml:3:14: loss.type: mse is for regression; the task is classification; "
+        "possible: cross_entropy, focal, hinge"
+    )
+    found = error(ConfigError, "labels", "type: linear", "loss: {type: cross_entropy}")
+    assert found.endswith("cross_entropy is for classification; the task is multilabel; possible: bce")
+
+
+def test_initial_weights_follow_from_the_seed_alone():
+    def weights(seed):
+        torch.manual_seed(torch.initial_seed() + 1)
+        _, _, network = build("images", "type: convnet, channels: [4]", f"seed: {seed}")
+        return nn.utils.parameters_to_vector(network.model.parameters())
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+
+
+def test_augmentation_that_does_not_fit_the_data_is_an_error_with_its_place():
+    builder, prepared, network = build("flat", "type: linear", "augment:\n  - {type: flip}\n")
+    with pytest.raises(ConfigError) as caught:
+        build_augmentation(builder, network, prepared.facts)
+    assert str(caught.value).startswith("c.yaml:4:5: augment.0: flip needs images")
+    builder, prepared, network = build("images", "type: linear", "augment: [{type: flip}, {type: crop, padding: 1}]")
+    assert len(build_augmentation(builder, network, prepared.facts)) == 2
+    builder, prepared, network = build("images", "type: linear", "augment: [{type: own.py:swap}]")
+    message = r"^c.yaml:3:11: augment.0: cannot take a batch of shape \(2, 2, 8, 8\): Dimension out of range"
+    with pytest.raises(ConfigError, match=message):
+        build_augmentation(builder, network, prepared.facts)

@@ -1,0 +1,77 @@
+"""What a run writes about itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dltrain.checkpoint import Checkpoint
+from dltrain.config.reader import read_text
+from dltrain.config.validate import ConfigFile, validate
+from dltrain.errors import ConfigError, DataError
+from dltrain.records import MAY_CHANGE, check_resumable, meta, resolved_text
+from tests.small_runs import Sections, small_config
+
+FACTS: dict[str, Any] = {"fingerprint": "abc", "input_shapes": [[6]], "task": {"classes": ["ja", "nein"]}}
+
+
+def saved(file: ConfigFile) -> Checkpoint:
+    """Return a checkpoint as it comes back from the disk."""
+    return Checkpoint({}, json.loads(json.dumps(meta(file, FACTS))))
+
+
+def test_the_resolved_config_is_a_config_that_means_the_same(tmp_path: Path) -> None:
+    everything: Sections = {
+        "name": "größer",
+        "schedule": {"type": "cosine", "warmup": "5%"},
+        "regularization": {"penalties": [{"type": "l1", "strength": 1e-5, "params": ["a*", "b*"]}], "sam": {}},
+        "optimizer": {"groups": [{"params": "layers.0.*", "lr": 1e-4}]},
+        "split": {"val": 0.25},
+    }
+    everything["name"] = "larger"
+    file = small_config(tmp_path, everything)
+    assert validate(read_text(resolved_text(file), "resolved.yaml")) == file.config
+
+
+def test_the_same_config_and_data_are_resumable(tmp_path: Path) -> None:
+    file = small_config(tmp_path)
+    check_resumable(saved(file), file, FACTS, "here")
+
+
+@pytest.mark.parametrize("setting", [name for name in MAY_CHANGE if name != "name"])
+def test_settings_that_may_change_may_change(setting: str, tmp_path: Path) -> None:
+    values = {
+        "train.duration": "7 epochs",
+        "train.evaluate_every": "2 steps",
+        "train.checkpoint_every": "2 steps",
+        "train.eval_batch_size": 3,
+        "train.device": "auto",
+    }
+    before = small_config(tmp_path)
+    after = small_config(tmp_path, {"train": {setting.removeprefix("train."): values[setting]}})
+    assert before.config != after.config
+    check_resumable(saved(before), after, FACTS, "here")
+
+
+def test_every_other_difference_is_named(tmp_path: Path) -> None:
+    before = small_config(tmp_path, {"schedule": {"type": "cosine"}})
+    after = small_config(tmp_path, {"seed": 3, "regularization": {"penalties": [{"type": "l1", "strength": 1.0}]}})
+    with pytest.raises(ConfigError) as caught:
+        check_resumable(saved(before), after, FACTS, "last.safetensors")
+    text = str(caught.value)
+    for name in (
+        "seed: is 3",
+        "schedule.type: is 'constant', the run was made with 'cosine'",
+        "regularization.penalties",
+    ):
+        assert name in text
+    assert text.splitlines()[-1].startswith("last.safetensors: is not resumed with another config; may change: ")
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    file = small_config(tmp_path)
+    with pytest.raises(DataError, match="the data have changed since"):
+        check_resumable(saved(file), file, {**FACTS, "fingerprint": "abd"}, "here")
