@@ -135,20 +135,23 @@ def fit(
         for parameter in parameters:
             parameter.grad = None
         weight = count(loss_function, target)
-        size = config.train.micro_batch_size or len(target)
-        loss: Any = 0.0
+        size = config.train.micro_batch_size or batch_size
+        loss: Any = None
         for at in range(0, len(target), size):
             part = slice(at, at + size)
+            part_inputs, part_target = inputs, target
+            if size < len(target):
+                part_inputs, part_target = tuple(x[part] for x in inputs), target[part]
             with context:
-                output = forward(*(x[part] for x in inputs)).float()
-                part_loss = loss_of_part(output, target[part], weight)
+                output = forward(*part_inputs).float()
+                part_loss = loss_of_part(output, part_target, weight)
                 if mixed is not None:
                     other = loss_of_part(output, target[mixed.partner[part]], weight)
                     part_loss = mixed.share * part_loss + (1 - mixed.share) * other
             scaled(part_loss).backward()
-            loss = loss + part_loss.detach()
+            loss = part_loss.detach() if loss is None else loss + part_loss.detach()
             if measure and mixed is None:
-                state.metrics.update(output.detach(), target[part])
+                state.metrics.update(output.detach(), part_target)
         if not regularizer.penalties:
             return loss, None, weight
         penalty: Any = sum(term() for term in regularizer.penalties)
