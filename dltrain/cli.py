@@ -207,6 +207,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def main() -> None:
     """Run the command line; what a user can cause ends with its exit code and without a traceback."""
     _prepare_streams()
+    # A waiting thread of libgomp should spin for microseconds, not for as long as a neighbour has its core: the same
+    # speed on an idle machine, three times the speed on a busy one (benchmarks/LOG.md). Read when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except DltrainError as error:

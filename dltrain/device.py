@@ -7,14 +7,16 @@ import os
 import platform
 import re
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dltrain.data.batches import mix
 from dltrain.errors import ConfigError
 
+# Below this many multiplications in a forward pass one CPU thread is enough; see benchmarks/LOG.md.
+_WORTH_THREADS = 10_000_000
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,6 +64,39 @@ def set_deterministic(on: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if on != torch.are_deterministic_algorithms_enabled():  # the setter imports the compiler: 1 s
         torch.use_deterministic_algorithms(on)
+
+
+def set_threads(setting: int | None, model: nn.Module, inputs: tuple[Tensor, ...], batch_size: int) -> None:
+    """Choose the number of CPU threads: as set, else as OMP_NUM_THREADS says, else by the size of the model.
+
+    Where a forward pass of a batch takes less than ten million multiplications a second thread gains a tenth on an idle
+    machine, and loses a factor of ten or more where a neighbour has its core. `inputs` are some samples for the model.
+    """
+    if setting is None and "OMP_NUM_THREADS" not in os.environ:
+        per_sample = _multiplications(model, inputs) / len(inputs[0])
+        setting = 1 if 0 < per_sample * batch_size < _WORTH_THREADS else None
+    if setting is not None:
+        torch.set_num_threads(setting)
+
+
+def _multiplications(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Return about how many multiplications a forward pass takes, counted at the linear and convolutional layers."""
+    total = 0
+
+    def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        nonlocal total
+        total += output.numel() * cast(Tensor, layer.weight)[0].numel()
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        model(*inputs)
+    model.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return total
 
 
 def compiled(model: nn.Module, on: bool) -> nn.Module:

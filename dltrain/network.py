@@ -46,6 +46,10 @@ class Network:
         """Return fresh metrics of the task."""
         return self.task.metrics(self.device, getattr(self.loss, "prediction", None))
 
+    def example(self, facts: dict[str, Any]) -> Inputs:
+        """Return two samples of zeros as the model is called with."""
+        return self.transform(dummy_inputs(facts, 2, self.device))
+
     def predict(self, output: Tensor) -> dict[str, list[Any]]:
         """Return the columns of predictions that outputs (B, K) mean."""
         prediction = getattr(self.loss, "prediction", None)
@@ -105,7 +109,7 @@ def build_augmentation(builder: Builder, network: Network, facts: dict[str, Any]
     Raises ConfigError, with the place in the config, where one does not fit the data.
     """
     transforms: list[Transform] = []
-    x, rng = network.transform(dummy_inputs(facts, 2, network.device))[0], torch.Generator(network.device)
+    x, rng = network.example(facts)[0], torch.Generator(network.device)
     for index, settings in enumerate(builder.file.config.augment):
         keys = ("augment", index)
         transforms.append(builder.build_callable(settings, keys, {}))
@@ -162,7 +166,7 @@ def _check_model(builder: Builder, values: dict[str, Any]) -> None:
 def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_features: int) -> None:
     """Run two samples of zeros through the model: sizes that torch infers are set, and what does not fit is said."""
     place = builder.file.place("model")
-    inputs = network.transform(dummy_inputs(facts, 2, network.device))
+    inputs = network.example(facts)
     shapes = " and ".join(str(tuple(x.shape[1:])) for x in inputs)
     network.model.eval()
     try:

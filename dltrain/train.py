@@ -25,7 +25,15 @@ from dltrain.console import Progress
 from dltrain.curves import draw_curves
 from dltrain.data.batches import epoch_order, mix, steps_per_epoch
 from dltrain.data.prepare import prepare
-from dltrain.device import autocast, compiled, open_device, seed_everything, set_deterministic, without_compiler
+from dltrain.device import (
+    autocast,
+    compiled,
+    open_device,
+    seed_everything,
+    set_deterministic,
+    set_threads,
+    without_compiler,
+)
 from dltrain.errors import Stopped, TrainingError
 from dltrain.evaluation import evaluate_columns
 from dltrain.losses import count
@@ -78,6 +86,7 @@ def fit(
     # ---- 2. Model, loss, and one clock: all durations become steps ------------------------------------------------
     network = build_network(builder, data.facts, device)
     model, loss_function = network.model, network.loss
+    set_threads(config.train.threads, model, network.example(data.facts), config.train.batch_size)
     batch_size = config.train.batch_size
     epoch_steps = steps_per_epoch(len(train), batch_size, config.train.drop_last)
     total_steps = max(1, to_steps(config.train.duration, epoch_steps))

@@ -157,6 +157,9 @@ class Train(Settings):
         "float32", description="of activations; weights stay float32"
     )
     compile: bool = Field(False, description="compile the model with torch.compile; pays for long runs")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; null: OMP_NUM_THREADS, else one for small models and all cores for others"
+    )
     deterministic: bool = Field(
         False, description="only operations that give the same bits in every run, also on a GPU"
     )
