@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.works import WORKS, Work, load
-from dltrain.data.batches import epoch_order, mix
+from dltrain.data.batches import epoch_order
+from dltrain.seeds import WEIGHTS, seed_of
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 
 def _initial_model(work: Work) -> nn.Module:
-    torch.manual_seed(mix(work.seed))  # as dltrain seeds its models
+    torch.manual_seed(seed_of(work.seed, WEIGHTS))  # as dltrain seeds its models
     return work.model()
 
 

@@ -20,10 +20,19 @@ from types import MappingProxyType
 from typing import Any
 
 from dltrain.config.durations import DurationValue, to_steps
-from dltrain.config.names import did_you_mean
 from dltrain.config.schema.base import Component, UserComponent
 from dltrain.config.validate import ConfigFile
 from dltrain.errors import CheckpointError, ConfigError, DltrainError
+from dltrain.names import did_you_mean
+
+_CALLED_WITH: dict[str | int, tuple[str, ...]] = {
+    "data": (),
+    "augment": ("x", "rng"),
+    "loss": ("output", "target"),
+    "schedule": ("step", "total_steps"),
+    "penalties": ("parameters",),
+}
+"""What a function of the user's own is called with, by where it stands in the config; the rest are its settings."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,10 @@ class Builder:
         clock: Clock | None = None,
         offered: Mapping[str, Any] = MappingProxyType({}),
     ) -> Callable[..., Any]:
-        """Return the function that `component` names, with its arguments bound."""
-        target, arguments = self.target_and_arguments(component, keys, offered, clock, partial=True)
-        return functools.partial(target, **arguments) if arguments else target
+        """Return the function that `component` names, with its arguments bound and its attributes kept."""
+        called_with = next((_CALLED_WITH[key] for key in keys if key in _CALLED_WITH), ())
+        target, arguments = self.target_and_arguments(component, keys, offered, clock, called_with=called_with)
+        return functools.update_wrapper(functools.partial(target, **arguments), target) if arguments else target
 
     def target_and_arguments(
         self,
@@ -101,16 +111,20 @@ class Builder:
         offered: Mapping[str, Any],
         clock: Clock | None,
         *,
-        partial: bool = False,
+        called_with: Sequence[str] = (),
     ) -> tuple[Callable[..., Any], dict[str, Any]]:
-        """Return what to call and with which arguments. Raises ConfigError as `build` does."""
+        """Return what to call and with which arguments, beside those that it is `called_with` by position.
+
+        Raises ConfigError as `build` does.
+        """
         target = self.target(component, keys)
         arguments = {key: _in_steps(value, clock) for key, value in component.arguments().items()}
-        parameters = _parameters(target)
+        parameters = parameters_of(target)
         if parameters is not None:
-            arguments |= {k: v for k, v in offered.items() if k in parameters and k not in arguments}
+            free = _without_first(parameters, len(called_with))
+            arguments |= {k: v for k, v in offered.items() if k in free and k not in arguments}
             if isinstance(component, UserComponent):
-                self._check_signature(component, keys, parameters, arguments, offered, partial=partial)
+                self._check_signature(component, keys, parameters, arguments, offered, called_with)
         return target, arguments
 
     def _check_signature(
@@ -120,28 +134,30 @@ class Builder:
         parameters: Mapping[str, inspect.Parameter],
         arguments: Mapping[str, Any],
         offered: Mapping[str, Any],
-        *,
-        partial: bool,
+        called_with: Sequence[str],
     ) -> None:
         kinds = inspect.Parameter
-        named = {n: p for n, p in parameters.items() if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
-        open_ended = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
+        free = _without_first(parameters, len(called_with))
+        named = {n: p for n, p in free.items() if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
+        kinds_of_all = {p.kind for p in parameters.values()}
+        call = f"it is called with ({', '.join(called_with)})"
         problems = []
+        if len(parameters) - len(free) < len(called_with) and kinds.VAR_POSITIONAL not in kinds_of_all:
+            possible = ", ".join(parameters) or "nothing"
+            problems.append(f"{self.file.place(*keys, 'type')}: {component.type} takes {possible}; {call}")
         for name in arguments:
-            if name not in named and not open_ended:
+            is_free = name in named or (kinds.VAR_KEYWORD in kinds_of_all and name not in parameters)
+            if not is_free:
                 place = self.file.document.place_of_key((*keys, name))
                 possible = ", ".join(named) or "none"
                 problems.append(
                     f"{place}: {'.'.join(map(str, (*keys, name)))}: {component.type} has no such argument; "
                     f"possible: {possible}{did_you_mean(name, named)}"
                 )
-        if not partial:
-            missing = [n for n, p in named.items() if p.default is kinds.empty and n not in arguments]
-            if missing:
-                problems.append(
-                    f"{self.file.place(*keys)}: {component.type} needs {', '.join(missing)}; "
-                    f"the data offer {', '.join(offered) or 'nothing'}"
-                )
+        missing = [n for n, p in free.items() if _is_needed(p) and n not in arguments]
+        if missing:
+            whence = call if called_with else f"the data offer {', '.join(offered) or 'nothing'}"
+            problems.append(f"{self.file.place(*keys)}: {component.type} needs {', '.join(missing)}; {whence}")
         if problems:
             raise ConfigError(*problems)
 
@@ -209,18 +225,32 @@ def _module_from_file(path: str) -> Any:
 @contextlib.contextmanager
 def _importable(folder: Path, position: int) -> Iterator[None]:
     """Context in which modules of `folder` can be imported, as those beside a script can."""
-    sys.path.insert(position, str(folder))
+    entry = str(folder)
+    sys.path.insert(position, entry)
     try:
         yield
-    finally:
-        sys.path.remove(str(folder))
+    finally:  # of equal entries, the one from here
+        sys.path[:] = [other for other in sys.path if other is not entry]
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+def parameters_of(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of `target` by name, or None where it does not tell, as some classes in C."""
     try:
         return inspect.signature(target).parameters
     except (TypeError, ValueError):
         return None
+
+
+def _without_first(parameters: Mapping[str, inspect.Parameter], number: int) -> dict[str, inspect.Parameter]:
+    """Return `parameters` without the first `number` that can be given by position."""
+    kinds = inspect.Parameter
+    positional = [n for n, p in parameters.items() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    return {name: p for name, p in parameters.items() if name not in positional[:number]}
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
 
 
 def _in_steps(value: Any, clock: Clock | None) -> Any:

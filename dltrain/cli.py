@@ -15,14 +15,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from dltrain.errors import ConfigError, DltrainError, TrainingError
+from dltrain.errors import ConfigError, DltrainError, Stopped, TrainingError
 
 if TYPE_CHECKING:
     from dltrain.config.validate import ConfigFile
 
+_MAX_MATRIX = 20
+
+
+class _Commands(TyperGroup):
+    """The commands, with a word to Ctrl-C, which typer would end without one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped("stopped", signal.SIGINT) from None
+
+
 app = typer.Typer(
     name="dltrain",
+    cls=_Commands,
     help="Train a neural network from one YAML file.",
     no_args_is_help=True,
     add_completion=False,
@@ -215,8 +230,6 @@ def main() -> None:
         app()
     except DltrainError as error:
         _end(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _end("stopped", 128 + signal.SIGINT)
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
@@ -244,7 +257,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _end(message: str, code: int) -> None:
-    from dltrain.config.names import printable
+    from dltrain.names import printable
 
     sys.stderr.write(printable(message) + "\n")
     sys.exit(code)
@@ -288,6 +301,8 @@ def _print_evaluation(result: dict[str, Any]) -> None:
             [[result["split"], result["num_samples"], *result["metrics"].values()]],
         )
     )
+    for note in result["notes"]:
+        console.print(f"note {note}", markup=False, soft_wrap=True)
     for kind, rows in report.items():
         console.print()
         if kind == "confusion_matrix":
@@ -303,6 +318,3 @@ def _print_evaluation(result: dict[str, Any]) -> None:
                     [[n, *r.values()] for n, r in zip(labels, rows, strict=True)],
                 )
             )
-
-
-_MAX_MATRIX = 20

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dltrain.config.names import printable
+from dltrain.names import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -212,10 +212,10 @@ def number_text(value: Any) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """Return a rich table; text is shown as it is, numbers to the right."""
     rows = [list(row) for row in rows]
-    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    result = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
         numeric = any(isinstance(row[index], int | float) for row in rows)
         result.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,15 @@ if TYPE_CHECKING:
 
 _COLORS = {"train": "#4477aa", "val": "#cc6677", "": "#228833"}
 _NO_CURVE = ("step", "epoch", "samples_per_s", "elapsed_s")
+
+
+@contextlib.contextmanager
+def draws_curves(folder: Path) -> Iterator[None]:
+    """Context of a training whose curves are drawn when it ends, however it ends."""
+    try:
+        yield
+    finally:
+        draw_curves(folder)
 
 
 def draw_curves(folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Where and how exactly tensors are computed: device, precision, seeds, and what must be recorded about the host."""
+"""Where and how exactly tensors are computed: device, precision, threads, and what must be recorded about the host."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dltrain.data.batches import mix
 from dltrain.errors import ConfigError
+
+_ALL_THREADS = torch.get_num_threads()
 
 # Below this many multiplications in a forward pass one CPU thread is enough; see benchmarks/LOG.md.
 _WORTH_THREADS = 10_000_000
@@ -40,17 +42,6 @@ def open_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def seed_everything(device: torch.device, *numbers: int) -> None:
-    """Seed torch's generators with a mix of `numbers` (seed, step, ...).
-
-    `default_generator.manual_seed` takes 5 us, `torch.manual_seed` 400 us before CUDA is in use.
-    """
-    seed = mix(*numbers)
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-
-
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Return the context in which forward passes run with activations of `precision`."""
     if precision == "float32":
@@ -67,7 +58,7 @@ def set_deterministic(on: bool) -> None:
 
 
 def set_threads(setting: int | None, model: nn.Module, inputs: tuple[Tensor, ...], batch_size: int) -> None:
-    """Choose the number of CPU threads: as set, else as OMP_NUM_THREADS says, else by the size of the model.
+    """Choose the number of CPU threads of the process: as set, as OMP_NUM_THREADS says, or by the size of the model.
 
     Where a forward pass of a batch takes less than ten million multiplications a second thread gains a tenth on an idle
     machine, and loses a factor of ten or more where a neighbour has its core. `inputs` are some samples for the model.
@@ -75,8 +66,7 @@ def set_threads(setting: int | None, model: nn.Module, inputs: tuple[Tensor, ...
     if setting is None and "OMP_NUM_THREADS" not in os.environ:
         per_sample = _multiplications(model, inputs) / len(inputs[0])
         setting = 1 if 0 < per_sample * batch_size < _WORTH_THREADS else None
-    if setting is not None:
-        torch.set_num_threads(setting)
+    torch.set_num_threads(setting or _ALL_THREADS)
 
 
 def _multiplications(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
@@ -89,14 +79,23 @@ def _multiplications(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     handles = [layer.register_forward_hook(count) for layer in layers]
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         model(*inputs)
-    model.train(was_training)
     for handle in handles:
         handle.remove()
     return total
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context in which all of `model` is in evaluation mode; then each module is as before, frozen ones too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def compiled(model: nn.Module, on: bool) -> nn.Module:

@@ -5,7 +5,7 @@
   * DataError        3   the data are wrong
   * TrainingError    4   training failed: diverged, out of memory
   * CheckpointError  5   the checkpoint is wrong
-  * Stopped    130/143   stopped by a signal; a checkpoint is saved
+  * Stopped      128+n   stopped by signal n: 130 after Ctrl-C, 143 after SIGTERM
 
 Each carries a message for a person: what happened, where, and what to do next.
 """
@@ -50,7 +50,7 @@ class CheckpointError(DltrainError):
 
 
 class Stopped(DltrainError):
-    """A signal stopped the run after a step; its checkpoint is saved."""
+    """A signal stopped the process: a training after a step, with its checkpoint saved; all else at once."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -17,9 +17,9 @@ from dltrain.data.prepare import prepare_path, prepare_split
 from dltrain.device import autocast, open_device
 from dltrain.errors import ConfigError
 from dltrain.losses import count
+from dltrain.metrics import Metrics
 from dltrain.network import Network, restore_network
 from dltrain.run import finite_or_none
-from dltrain.tasks import Metrics
 
 
 @torch.no_grad()
@@ -69,14 +69,15 @@ def evaluate(
         trusted: files and modules named by the checkpoint that may run.
 
     Returns:
-        checkpoint, step, split, num_samples, metrics (by name) and report (JSON values).
+        checkpoint, step, split, num_samples, metrics (by name), labels, report (JSON values) and notes: what to know
+        of the data, such as rows that were dropped.
 
     """
     file = checkpoints.find(Path(path))
     checkpoint = checkpoints.load(file)
     target_device = open_device(device)
     builder, network = restore_network(checkpoint, str(file), target_device, trusted)
-    columns, name = _columns(builder, checkpoint.meta["facts"], split, data)
+    columns, notes, name = _columns(builder, checkpoint.meta["facts"], split, data)
     train = builder.file.config.train
     loss, metrics = evaluate_columns(network, network.model, columns, train.eval_batch_size, train.precision)
     return {
@@ -87,18 +88,20 @@ def evaluate(
         "metrics": {name: finite_or_none(value) for name, value in {"loss": loss, **metrics.compute()}.items()},
         "labels": _labels(network),
         "report": metrics.report(),
+        "notes": notes,
     }
 
 
-def _columns(builder: Builder, facts: dict[str, Any], split: str, data: str | None) -> tuple[Columns, str]:
+def _columns(builder: Builder, facts: dict[str, Any], split: str, data: str | None) -> tuple[Columns, list[str], str]:
+    """Return the samples to measure, notes on them, and what to call them."""
     if data is None:
-        return prepare_split(builder, facts, split), split
+        return *prepare_split(builder, facts, split), split
     if not Path(data).exists():
         raise ConfigError(f"--data {data}: there is no such file or folder")
     if data.endswith((".yaml", ".yml")):
         other = Builder(load_config(data))
-        return prepare_split(other, facts, split, same_data=False), f"{data} {split}"
-    return prepare_path(builder, facts, data), data
+        return *prepare_split(other, facts, split, same_data=False), f"{data} {split}"
+    return *prepare_path(builder, facts, data), data
 
 
 def _labels(network: Network) -> list[str]:

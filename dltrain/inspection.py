@@ -13,18 +13,17 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from torch import Tensor, nn
 
-from dltrain import plan
-from dltrain.build import Builder, Clock
-from dltrain.config.durations import to_steps
-from dltrain.config.names import printable
+from dltrain.build import Builder
 from dltrain.config.reader import write_text
 from dltrain.config.validate import ConfigFile
 from dltrain.console import describe, out_console, table
-from dltrain.data.batches import epoch_order, mix, steps_per_epoch
-from dltrain.data.prepare import Inputs, Prepared, prepare
-from dltrain.device import autocast, open_device
-from dltrain.network import Network, build_augmentation, build_network
-from dltrain.state import State
+from dltrain.data.batches import epoch_order
+from dltrain.data.prepare import Inputs, Prepared
+from dltrain.device import autocast, evaluating
+from dltrain.names import printable
+from dltrain.network import Network
+from dltrain.plan import Plan, make_plan
+from dltrain.seeds import AUGMENTATION, seed_of
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -37,27 +36,20 @@ def check(file: ConfigFile) -> None:
     config, console = file.config, out_console()
     _title(console, "Config", "with all defaults")
     console.print(Syntax(compact_yaml(file, console.width), "yaml", background_color="default"))
-    device = open_device(config.train.device)
-    builder = Builder(file)
-    data = prepare(builder, raw_targets=plan.needs_raw_targets(builder))
+    plan = make_plan(Builder(file))
+    data, network, clock = plan.data, plan.network, plan.clock
     _title(console, "Data", dict(describe(data))["data"].partition("; ")[2])
     _show_data(console, data)
-    network = build_network(builder, data.facts, device)
-    clock = _clock(file, len(data.splits["train"]))
-    optimizer = plan.build_optimizer(builder, network.model, device)
-    regularizer = plan.build_regularizer(builder, network.model, clock)
-    factor = builder.partial(config.schedule, ("schedule",), clock)(0, clock.total_steps)
-    plan.check(builder, data, State(network.model, optimizer, None, None, network.metrics()), clock.steps_per_epoch)
-    inputs, target = _first_batch(builder, data, network)
-    _title(console, "Model", f"{config.model.type} on {device}")
+    inputs, target = _first_batch(file, plan)
+    _title(console, "Model", f"{config.model.type} on {plan.device}")
     console.print(table(["layer", "kind", "output", "parameters"], layers(network.model, inputs)))
     loss, norm = _try_batch(network, inputs, target, config.train.precision)
-    penalty = sum(term().item() for term in regularizer.penalties)
-    _title(console, "Training", f"monitors {plan.goal(builder, data).metric}")
+    penalty = sum(term().item() for term in plan.regularizer.penalties)
+    _title(console, "Training", f"monitors {plan.goal.metric}")
     console.print(
         f"first batch of {len(target)}: loss {loss:.4f}, penalty {penalty:.4f}, gradient norm {norm:.4f}\n"
         f"{clock.steps_per_epoch:,} steps an epoch, {clock.total_steps:,} in all, "
-        f"with {type(optimizer).__name__} from lr {optimizer.param_groups[0]['base_lr'] * factor:.3g}",
+        f"with {type(plan.state.optimizer).__name__} from lr {plan.lr * plan.schedule(0, clock.total_steps):.3g}",
         markup=False,
     )
 
@@ -95,20 +87,15 @@ def _show_data(console: Console, data: Prepared) -> None:
             console.print(f"{label}: {printable(text)}", markup=False)
 
 
-def _clock(file: ConfigFile, num_samples: int) -> Clock:
-    train = file.config.train
-    epoch_steps = steps_per_epoch(num_samples, train.batch_size, train.drop_last)
-    return Clock(epoch_steps, max(1, to_steps(train.duration, epoch_steps)))
-
-
-def _first_batch(builder: Builder, data: Prepared, network: Network) -> tuple[Inputs, Tensor]:
+def _first_batch(file: ConfigFile, plan: Plan) -> tuple[Inputs, Tensor]:
     """Return the (first micro-) batch of a training, augmented."""
-    config, train = builder.file.config, data.splits["train"]
+    config, train = file.config, plan.train
     order = epoch_order(len(train), config.seed, 0, config.train.sampler, train.target)
-    inputs, target = train.batch(order[: config.train.micro_batch_size or config.train.batch_size], network.device)
-    inputs = network.transform(inputs)
-    rng = torch.Generator(network.device).manual_seed(mix(config.seed, 0, 1))
-    for transform in build_augmentation(builder, network, data.facts):
+    size = config.train.micro_batch_size or config.train.batch_size
+    inputs, target = train.batch(order[:size].to(train.device), plan.device)
+    inputs = plan.network.transform(inputs)
+    rng = torch.Generator(plan.device).manual_seed(seed_of(config.seed, AUGMENTATION, 0))
+    for transform in plan.augment:
         inputs = (transform(inputs[0], rng), *inputs[1:])
     return inputs, target
 
@@ -137,11 +124,8 @@ def layers(model: nn.Module, inputs: Inputs) -> list[list[Any]]:
         if not list(module.children()) or list(module.parameters(recurse=False))
     }
     handles = [module.register_forward_hook(hook(name)) for name, module in shown.items()]
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         model(*inputs)
-    model.train(training)
     for handle in handles:
         handle.remove()
     for name, module in shown.items():

@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 from typing import IO, Any
 
-from dltrain.config.names import did_you_mean
 from dltrain.errors import ConfigError
+from dltrain.names import did_you_mean
 from dltrain.run import find_runs, is_locked, read_metrics
 
 _SHOWN = ("loss", "accuracy", "micro_f1", "rmse", "penalty")
@@ -59,18 +59,20 @@ def show(rows: list[dict[str, Any]], folder: Path) -> None:
 def _row(run: Path) -> dict[str, Any]:
     metrics = read_metrics(run)
     last = metrics[-1] if metrics else {}
-    started, finished = _log_times(run)
+    started, finished = _log(run)
     state = "running" if is_locked(run) else "finished" if finished else "stopped"
     return {"run": str(run), "state": state, "started": started, **last}
 
 
-def _log_times(run: Path) -> tuple[str, bool]:
-    """Return when the run started, as "YYYY-MM-DD HH:MM:SS", and whether it finished."""
+def _log(run: Path) -> tuple[str, bool]:
+    """Return when the run started, as "YYYY-MM-DD HH:MM:SS", and whether it finished after its last start."""
     try:
         lines = (run / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "", False
-    return lines[0][:19] if lines else "", any(line[20:].startswith("finished") for line in lines)
+    events = [line[20:].partition(" ")[0] for line in lines]
+    last = next((event for event in reversed(events) if event in ("start", "resume", "finished")), "")
+    return lines[0][:19] if lines else "", last == "finished"
 
 
 def _text(name: str, value: Any) -> Any:

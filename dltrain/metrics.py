@@ -1,16 +1,14 @@
 """Metrics from sums that add up, so they are the same for any batch size and any number of processes.
 
-All classes have one shape: `update` for each batch, `state` to add over processes and `load` for the sum,
-`compute` for the numbers to follow, `report` for the details. `update` only remembers its tensors (which must
-not be written to afterwards); they are reduced when thousands of samples pend. Only `compute` and `report`
-wait for the device.
+`Metrics` keeps the sums; of what they are, and which numbers follow, says its kind: ConfusionMatrix, LabelCounts or
+ErrorSums, which have no state of their own. Only `compute` and `report` wait for the device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,213 +29,198 @@ PRIMARY: dict[str, str] = {"classification": "accuracy", "multilabel": "micro_f1
 _PENDING_SAMPLES = 4096
 
 
-class ClassificationMetrics:
-    """Accuracy, F1 and the confusion matrix of outputs (B, K) and class ids (B,). The state is (K, K) int64:
-    [target, prediction].
+class Kind(Protocol):
+    """What is summed over samples, and which metrics follow from it."""
+
+    def zeros(self) -> Tensor:
+        """Return the sums over no samples."""
+
+    def add(self, sums: Tensor, output: Tensor, target: Tensor) -> None:
+        """Add samples to `sums` in place."""
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """Return the numbers to follow, NaN where undefined."""
+
+    def report(self, sums: Tensor) -> dict[str, Any]:
+        """Return the details as JSON values, None where undefined."""
+
+
+class Metrics:
+    """The metrics of one kind over all samples since the last `reset`.
+
+    `update` only remembers its tensors, which must not be written to afterwards; they are summed when thousands of
+    samples pend.
+    """
+
+    def __init__(self, kind: Kind, device: torch.device | str = "cpu") -> None:
+        self._kind = kind
+        self._sums = kind.zeros().to(device)
+        self._forget_pending()
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        self._outputs.append(output.detach())
+        self._targets.append(target)
+        self._num_pending += len(target)
+        if self._num_pending >= _PENDING_SAMPLES:
+            self._reduce()
+
+    @property
+    def state(self) -> Tensor:
+        """A copy of the sums, to be added over processes and kept in checkpoints."""
+        self._reduce()
+        return self._sums.clone()
+
+    def load(self, state: Tensor) -> None:
+        """Put `state` in the place of all that has been summed."""
+        self._forget_pending()
+        self._sums.copy_(state)
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self._forget_pending()
+        self._sums.zero_()
+
+    def compute(self) -> dict[str, float]:
+        """Return the numbers to follow, by name; NaN where undefined."""
+        return self._kind.compute(self.state.cpu())
+
+    def report(self) -> dict[str, Any]:
+        """Return the details as JSON values; None where undefined."""
+        return self._kind.report(self.state.cpu())
+
+    def _reduce(self) -> None:
+        if self._num_pending:
+            self._kind.add(self._sums, torch.cat(self._outputs), torch.cat(self._targets))
+            self._forget_pending()
+
+    def _forget_pending(self) -> None:
+        self._outputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._num_pending = 0
+
+
+class ConfusionMatrix:
+    """Accuracy and F1 of outputs (B, K) and class ids (B,). The sums are (K, K) int64: [target, prediction].
 
     A class that occurs neither among targets nor among predictions has no F1 and is left out of `macro_f1`.
     """
 
-    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        self._state = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-        self._pending = _Pending()
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
 
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        if self._pending.add(output, target):
-            self._reduce()
+    def zeros(self) -> Tensor:
+        """Return the matrix of no samples."""
+        return torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
 
-    @property
-    def state(self) -> Tensor:
-        """What has been counted, to be added over processes."""
-        self._reduce()
-        return self._state.clone()
+    def add(self, sums: Tensor, output: Tensor, target: Tensor) -> None:
+        """Count samples."""
+        cells = target * self.num_classes + output.argmax(1)
+        # Not bincount: it waits for the device to know the size of its result.
+        sums.view(-1).index_add_(0, cells, torch.ones_like(cells))
 
-    def load(self, state: Tensor) -> None:
-        """Put `state` in the place of all that has been counted."""
-        self._pending.take()
-        self._state.copy_(state)
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        self.load(torch.zeros_like(self._state))
-
-    def compute(self) -> dict[str, float]:
+    def compute(self, sums: Tensor) -> dict[str, float]:
         """Return accuracy and macro_f1, NaN without samples."""
-        matrix = self.state.cpu()
-        scores = _label_scores(matrix.diagonal(), matrix.sum(0), matrix.sum(1))
         return {
-            "accuracy": _ratio(int(matrix.trace()), int(matrix.sum())),
-            "macro_f1": _mean_of_defined([score["f1"] for score in scores]),
+            "accuracy": _ratio(int(sums.trace()), int(sums.sum())),
+            "macro_f1": _mean_of_defined([score["f1"] for score in self._per_class(sums)]),
         }
 
-    def report(self) -> dict[str, Any]:
-        """Return `confusion_matrix` [target][prediction] and `per_class`: precision, recall, f1 (None where
-        undefined), support.
-        """
-        matrix = self.state.cpu()
-        scores = _label_scores(matrix.diagonal(), matrix.sum(0), matrix.sum(1))
-        return {"confusion_matrix": matrix.tolist(), "per_class": [_without_nan(score) for score in scores]}
+    def report(self, sums: Tensor) -> dict[str, Any]:
+        """Return `confusion_matrix` [target][prediction] and `per_class`: precision, recall, f1, support."""
+        per_class = [_without_nan(score) for score in self._per_class(sums)]
+        return {"confusion_matrix": sums.tolist(), "per_class": per_class}
 
-    def _reduce(self) -> None:
-        for output, target in self._pending.take():
-            cells = target * len(self._state) + output.argmax(1)
-            # Not bincount: it waits for the device to know the size of its result.
-            self._state.view(-1).index_add_(0, cells, torch.ones_like(cells))
+    def _per_class(self, sums: Tensor) -> list[dict[str, float]]:
+        return _label_scores(sums.diagonal(), sums.sum(0), sums.sum(1))
 
 
-class MultilabelMetrics:
-    """F1 and exact matches of K labels: outputs (B, K), positive above 0, and targets (B, K), positive above
-    0.5.
+class LabelCounts:
+    """F1 and exact matches of K labels: outputs (B, K), positive above 0, and targets (B, K), positive above 0.5.
 
-    The state is (3 K + 2,) int64: true positives, predicted and actual positives of each label, exact
-    matches, samples. A label that is neither predicted nor present has no F1 and is left out of `macro_f1`.
+    The sums are (3 K + 2,) int64: true positives, predicted and actual positives of each label, exact matches,
+    samples. A label that is neither predicted nor present has no F1 and is left out of `macro_f1`.
     """
 
-    def __init__(self, num_labels: int, device: torch.device | str = "cpu") -> None:
-        self._state = torch.zeros(3 * num_labels + 2, dtype=torch.int64, device=device)
-        self._pending = _Pending()
+    def __init__(self, num_labels: int) -> None:
+        self.num_labels = num_labels
 
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        if self._pending.add(output, target):
-            self._reduce()
+    def zeros(self) -> Tensor:
+        """Return the counts of no samples."""
+        return torch.zeros(3 * self.num_labels + 2, dtype=torch.int64)
 
-    @property
-    def state(self) -> Tensor:
-        """What has been counted, to be added over processes."""
-        self._reduce()
-        return self._state.clone()
+    def add(self, sums: Tensor, output: Tensor, target: Tensor) -> None:
+        """Count samples."""
+        predicted, actual = output > 0, target > 0.5
+        counts = torch.stack([predicted & actual, predicted, actual]).sum(1).flatten()
+        exact = (predicted == actual).all(1).sum()
+        sums += torch.cat([counts, torch.stack([exact, torch.full_like(exact, len(target))])])
 
-    def load(self, state: Tensor) -> None:
-        """Put `state` in the place of all that has been counted."""
-        self._pending.take()
-        self._state.copy_(state)
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        self.load(torch.zeros_like(self._state))
-
-    def compute(self) -> dict[str, float]:
+    def compute(self, sums: Tensor) -> dict[str, float]:
         """Return exact_match (all labels of a sample right), micro_f1 and macro_f1, NaN where undefined."""
-        *counts, exact, samples = self.state.tolist()
-        labels = torch.tensor(counts).view(3, -1)
-        true_positives, predicted, actual = labels.sum(1).tolist()
+        exact, samples = sums[-2:].tolist()
+        true_positives, predicted, actual = sums[:-2].view(3, -1).sum(1).tolist()
         return {
             "exact_match": _ratio(exact, samples),
             "micro_f1": _ratio(2 * true_positives, predicted + actual),
-            "macro_f1": _mean_of_defined([score["f1"] for score in _label_scores(*labels)]),
+            "macro_f1": _mean_of_defined([score["f1"] for score in self._per_label(sums)]),
         }
 
-    def report(self) -> dict[str, Any]:
-        """Return `per_label`: precision, recall, f1 (None where undefined), support."""
-        labels = self.state[:-2].cpu().view(3, -1)
-        return {"per_label": [_without_nan(score) for score in _label_scores(*labels)]}
+    def report(self, sums: Tensor) -> dict[str, Any]:
+        """Return `per_label`: precision, recall, f1, support."""
+        return {"per_label": [_without_nan(score) for score in self._per_label(sums)]}
 
-    def _reduce(self) -> None:
-        for output, target in self._pending.take():
-            predicted, actual = output > 0, target > 0.5
-            counts = torch.stack([predicted & actual, predicted, actual]).sum(1).flatten()
-            exact = (predicted == actual).all(1).sum()
-            self._state += torch.cat([counts, torch.stack([exact, torch.full_like(exact, len(target))])])
+    def _per_label(self, sums: Tensor) -> list[dict[str, float]]:
+        return _label_scores(*sums[:-2].view(3, -1))
 
 
-class RegressionMetrics:
+class ErrorSums:
     """Errors of K targets: outputs and targets (B, K), in float64. `compute` gives means over the targets.
 
     `std` (K,): what standardised outputs and targets are multiplied with to have their units back (the mean
-    cancels). `prediction` turns outputs to predictions first. The state is (5, K) float64: sums of |error|,
-    error^2, target, target^2, and of samples. R2 from these sums loses digits where a target's mean is many
-    times its deviation, but float64 has enough for any float32 target that still varies: 1e-6 of R2 at 1e5
-    deviations; it is undefined (NaN, None) from some 1e6 on, as for a constant target.
+    cancels). `prediction` turns outputs to predictions first. The sums are (5, K) float64: of |error|, error^2,
+    target, target^2, and samples. R2 from these sums loses digits where a target's mean is many times its deviation,
+    but float64 has enough for any float32 target that still varies: 1e-6 of R2 at 1e5 deviations; it is undefined
+    (NaN, None) from some 1e6 on, as for a constant target.
     """
 
     def __init__(
-        self,
-        num_targets: int,
-        device: torch.device | str = "cpu",
-        std: Tensor | None = None,
-        prediction: Callable[[Tensor], Tensor] | None = None,
+        self, num_targets: int, std: Tensor | None = None, prediction: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        self._state = torch.zeros(5, num_targets, dtype=torch.float64, device=device)
-        self._std = torch.ones(num_targets, dtype=torch.float64) if std is None else std.detach().cpu().double()
-        self._prediction = prediction
-        self._pending = _Pending()
+        self.std = torch.ones(num_targets, dtype=torch.float64) if std is None else std.detach().cpu().double()
+        self.prediction = prediction
 
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Add a batch."""
-        if self._pending.add(output, target):
-            self._reduce()
+    def zeros(self) -> Tensor:
+        """Return the sums over no samples."""
+        return torch.zeros(5, len(self.std), dtype=torch.float64)
 
-    @property
-    def state(self) -> Tensor:
-        """What has been summed, to be added over processes."""
-        self._reduce()
-        return self._state.clone()
+    def add(self, sums: Tensor, output: Tensor, target: Tensor) -> None:
+        """Add the errors of samples."""
+        predicted = output if self.prediction is None else self.prediction(output)
+        actual = target.double()
+        error = predicted.double() - actual
+        sums += torch.stack((error.abs(), error**2, actual, actual**2, torch.ones_like(actual))).sum(1)
 
-    def load(self, state: Tensor) -> None:
-        """Put `state` in the place of all that has been summed."""
-        self._pending.take()
-        self._state.copy_(state)
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        self.load(torch.zeros_like(self._state))
-
-    def compute(self) -> dict[str, float]:
+    def compute(self, sums: Tensor) -> dict[str, float]:
         """Return mae, rmse and r2, each the mean over targets; NaN where it is undefined for any of them."""
-        targets = self._per_target()
+        targets = self._per_target(sums)
         return {name: sum(scores[name] for scores in targets) / len(targets) for name in ("mae", "rmse", "r2")}
 
-    def report(self) -> dict[str, Any]:
-        """Return `per_target`: mae, rmse, r2 (None where undefined)."""
-        return {"per_target": [_without_nan(scores) for scores in self._per_target()]}
+    def report(self, sums: Tensor) -> dict[str, Any]:
+        """Return `per_target`: mae, rmse, r2."""
+        return {"per_target": [_without_nan(scores) for scores in self._per_target(sums)]}
 
-    def _per_target(self) -> list[dict[str, float]]:
-        absolute, squared, total, total_squared, samples = self.state.cpu()
+    def _per_target(self, sums: Tensor) -> list[dict[str, float]]:
+        absolute, squared, total, total_squared, samples = sums
         variation = total_squared - total**2 / samples
         defined = variation > 1e-12 * total_squared
         r2 = torch.where(defined, 1 - squared / variation, math.nan)
-        columns = (absolute / samples * self._std, (squared / samples).sqrt() * self._std, r2)
+        columns = (absolute / samples * self.std, (squared / samples).sqrt() * self.std, r2)
         return [dict(zip(("mae", "rmse", "r2"), row, strict=True)) for row in torch.stack(columns, 1).tolist()]
-
-    def _reduce(self) -> None:
-        for output, target in self._pending.take():
-            predicted = output if self._prediction is None else self._prediction(output)
-            actual = target.double()
-            error = predicted.double() - actual
-            sums = (error.abs(), error**2, actual, actual**2, torch.ones_like(actual))
-            self._state += torch.stack(sums).sum(1)
-
-
-class _Pending:
-    """Batches that wait to be reduced together."""
-
-    def __init__(self) -> None:
-        self._outputs: list[Tensor] = []
-        self._targets: list[Tensor] = []
-        self._samples = 0
-
-    def add(self, output: Tensor, target: Tensor) -> bool:
-        """Keep a batch; return whether enough samples pend to be reduced."""
-        self._outputs.append(output.detach())
-        self._targets.append(target)
-        self._samples += len(target)
-        return self._samples >= _PENDING_SAMPLES
-
-    def take(self) -> list[tuple[Tensor, Tensor]]:
-        """Return nothing or one (outputs, targets) of all samples that pend, and forget them."""
-        if not self._samples:
-            return []
-        batch = (torch.cat(self._outputs), torch.cat(self._targets))
-        self._outputs, self._targets, self._samples = [], [], 0
-        return [batch]
 
 
 def _label_scores(true_positives: Tensor, predicted: Tensor, actual: Tensor) -> list[dict[str, float]]:
-    """Return precision, recall and F1 (NaN where undefined) and support of each class or label from counts
-    (K,).
-    """
+    """Return precision, recall and F1 (NaN where undefined) and support of each class or label from counts (K,)."""
     counts = zip(true_positives.tolist(), predicted.tolist(), actual.tolist(), strict=True)
     return [
         {

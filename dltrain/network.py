@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain import tasks
-from dltrain.build import Builder
+from dltrain.build import Builder, parameters_of
 from dltrain.checkpoint import Checkpoint, load_weights, understood
 from dltrain.config.reader import Document, override
 from dltrain.config.schema import losses
@@ -23,8 +23,9 @@ from dltrain.config.schema.base import Component, type_name
 from dltrain.config.schema.sections import Config
 from dltrain.config.validate import ConfigFile, validate
 from dltrain.data.prepare import Inputs, input_transform, offered
-from dltrain.device import seed_everything
 from dltrain.errors import ConfigError, DltrainError
+from dltrain.metrics import Metrics
+from dltrain.seeds import WEIGHTS, seed_everything
 from dltrain.tasks import Task
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -42,7 +43,7 @@ class Network:
     """Stored inputs to what the model is called with."""
     device: torch.device
 
-    def metrics(self) -> tasks.Metrics:
+    def metrics(self) -> Metrics:
         """Return fresh metrics of the task."""
         return self.task.metrics(self.device, getattr(self.loss, "prediction", None))
 
@@ -66,9 +67,14 @@ def build_network(builder: Builder, facts: dict[str, Any], device: torch.device)
     settings = config.loss or _default_loss(task)
     _check_loss(builder, settings, task)
     loss = builder.build_callable(settings, ("loss",), offered(facts))
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        raise ConfigError(
+            f"{builder.file.place('loss')}: {settings.type}: has parameters to be learned, and only the model's are "
+            "trained and saved; move them into the model"
+        )
     values = offered(facts, getattr(loss, "outputs_per_target", 1))
     _check_model(builder, values)
-    seed_everything(torch.device("cpu"), config.seed)
+    seed_everything(torch.device("cpu"), config.seed, WEIGHTS)
     model = builder.build(config.model, ("model",), values)
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -76,7 +82,8 @@ def build_network(builder: Builder, facts: dict[str, Any], device: torch.device)
         )
     model, loss = model.to(device), loss.to(device) if isinstance(loss, nn.Module) else loss
     network = Network(model, loss, task, input_transform(facts, device), device)
-    _try_forward(builder, network, facts, values["out_features"])
+    output = _try_forward(builder, network, facts, values["out_features"])
+    _try_loss(builder, network, settings.type, output)
     return network
 
 
@@ -89,7 +96,8 @@ def restore_network(
     """
     builder = Builder(config_of(checkpoint, where), trusted)
     with understood(where):
-        network = build_network(builder, checkpoint.meta["facts"], device)
+        _parse(checkpoint.meta["facts"])
+    network = build_network(builder, checkpoint.meta["facts"], device)
     load_weights(network.model, checkpoint.evaluated_weights, where)
     network.model.eval()
     return builder, network
@@ -133,6 +141,17 @@ def dummy_inputs(facts: dict[str, Any], num_samples: int, device: torch.device) 
     )
 
 
+def _parse(facts: dict[str, Any]) -> None:
+    """Read all that a network is built from; what fails here is wrong with the facts, and with nothing else."""
+    device = torch.device("cpu")
+    task = tasks.from_facts(facts["task"])
+    task.predict(torch.zeros(2, task.num_outputs))
+    task.metrics(device)
+    offered(facts)
+    input_transform(facts, device)
+    dummy_inputs(facts, 2, device)
+
+
 def _default_loss(task: Task) -> Component:
     cls = next(cls for cls in losses.ALL if type_name(cls) == task.default_loss)
     return cls(type=task.default_loss)
@@ -140,7 +159,7 @@ def _default_loss(task: Task) -> Component:
 
 def _check_loss(builder: Builder, settings: Component, task: Task) -> None:
     """Raise ConfigError if a built-in loss is for another task than this."""
-    fitting = getattr(settings, "tasks", None)
+    fitting = getattr(type(settings), "tasks", None)  # of the class: a user's loss may have an argument of that name
     if fitting is not None and task.type not in fitting:
         names = ", ".join(type_name(cls) for cls in losses.ALL if task.type in getattr(cls, "tasks", ()))
         raise ConfigError(
@@ -152,10 +171,10 @@ def _check_loss(builder: Builder, settings: Component, task: Task) -> None:
 def _check_model(builder: Builder, values: dict[str, Any]) -> None:
     """Raise ConfigError if the model of the config is for images, and the data are none."""
     settings = builder.file.config.model
-    target = builder.target(settings, ("model",))
+    parameters = parameters_of(builder.target(settings, ("model",))) or {}
     if "in_channels" in values or "in_channels" in settings.arguments():
         return
-    parameter = inspect.signature(target).parameters.get("in_channels")
+    parameter = parameters.get("in_channels")
     if parameter is not None and parameter.default is inspect.Parameter.empty:
         raise ConfigError(
             f"{builder.file.place('model', 'type')}: {settings.type} is for images; the samples are of shape "
@@ -163,8 +182,11 @@ def _check_model(builder: Builder, values: dict[str, Any]) -> None:
         )
 
 
-def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_features: int) -> None:
-    """Run two samples of zeros through the model: sizes that torch infers are set, and what does not fit is said."""
+def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_features: int) -> Tensor:
+    """Run two samples of zeros through the model: sizes that torch infers are set, and what does not fit is said.
+
+    Returns the output.
+    """
     place = builder.file.place("model")
     inputs = network.example(facts)
     shapes = " and ".join(str(tuple(x.shape[1:])) for x in inputs)
@@ -179,6 +201,48 @@ def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_
         hint = "; set data.categories: onehot to have one input" if facts["source"].get("cardinalities") else ""
         raise ConfigError(f"{place}: cannot take samples of shape {shapes}: {first_line}{hint}") from error
     if not isinstance(output, Tensor) or tuple(output.shape) != (2, out_features):
-        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ConfigError(f"{place}: two samples give {found}; {network.task.type} needs shape (2, {out_features})")
+        raise ConfigError(
+            f"{place}: two samples give {_form(output)}; {network.task.type} needs shape (2, {out_features})"
+        )
     network.model.train()
+    return output
+
+
+def _try_loss(builder: Builder, network: Network, name: str, output: Tensor) -> None:
+    """Judge an output of two samples: a loss that does not fit the task is said to be so before the first step."""
+    task, prediction = network.task, getattr(network.loss, "prediction", None)
+    place = f"{builder.file.place('loss')}: {name}"
+    if output.shape[1] != task.num_outputs and (task.type != "regression" or prediction is None):
+        raise ConfigError(
+            f"{place}: has outputs_per_target, which needs a regression and a prediction(output) that returns one "
+            "number for each target"
+        )
+    if task.type == "classification":
+        target = torch.zeros(2, dtype=torch.int64, device=output.device)
+    else:
+        target = torch.zeros(2, task.num_outputs, device=output.device)
+    given = f"outputs of {_form(output)} and targets of {_form(target)}"
+    try:
+        with torch.enable_grad():
+            output = output.float().requires_grad_().clone()
+            loss = network.loss(output, target)
+        predicted = output.detach() if prediction is None else prediction(output.detach())
+    except DltrainError as error:
+        raise type(error)(f"{place}: {error}") from None
+    except Exception as error:  # whatever a loss of the user's own does
+        first_line = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{place}: cannot take {given}: {first_line}") from error
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        raise ConfigError(f"{place}: gives {_form(loss)} for {given}; it must be one number, a tensor of shape ()")
+    if not loss.requires_grad:
+        raise ConfigError(f"{place}: has no gradient; it must be computed from the output by torch")
+    if not isinstance(predicted, Tensor) or predicted.shape != (2, task.num_outputs):
+        raise ConfigError(
+            f"{place}: its prediction gives {_form(predicted)} for {given}; {task.type} needs shape "
+            f"{(2, task.num_outputs)}"
+        )
+
+
+def _form(value: Any) -> str:
+    """Return the shape of a tensor, or what else `value` is, for a message."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

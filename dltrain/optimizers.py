@@ -6,7 +6,6 @@ state: the loop sets `lr` of each group to its `base_lr` times the schedule's fa
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import inspect
 import math
@@ -19,6 +18,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 from dltrain.errors import ConfigError
+from dltrain.names import nearest
 
 # Of the quintic whose slope at zero is steepest while singular values stay in about 0.7..1.2 (Jordan 2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -84,6 +84,11 @@ def supports_fused(optimizer_class: Callable[..., Optimizer], device_type: str) 
         "cuda": (SGD, Adam, AdamW),
     }
     return optimizer_class in fused.get(device_type, ())
+
+
+def averages(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer keeps an average of the weights itself, which is what is to be evaluated."""
+    return hasattr(optimizer, "average_into")
 
 
 def update_function(optimizer: Optimizer) -> Callable[[], object]:
@@ -401,6 +406,6 @@ def _matches(pattern: str, names: Iterable[str], where: str) -> list[str]:
     known = list(names)
     matched = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
     if not matched:
-        near = difflib.get_close_matches(pattern.strip("*."), known, n=3, cutoff=0.4) or known[:3]
+        near = nearest(pattern.strip("*."), known, 3, likeness=0.4) or known[:3]
         raise ConfigError(f"{where}: '{pattern}' matches no parameter; the nearest are {', '.join(near)}")
     return matched

@@ -1,14 +1,17 @@
-"""What the loop is given, built from the config before the first step: optimizer, regularization, goal; and the checks
-of what can only be known once data and model are there.
+"""What the loop is given: everything that a config means, made before the first step.
+
+`make_plan` goes through the config once, from the data to the goal; what is wrong is raised before anything is written.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import fnmatch
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +20,47 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dltrain.build import Builder, Clock
-from dltrain.config.durations import DurationValue
-from dltrain.config.names import did_you_mean
+from dltrain.config.durations import DurationValue, to_steps
 from dltrain.config.schema.base import Component, Settings, UserComponent
+from dltrain.data.batches import steps_per_epoch
 from dltrain.data.columns import Columns
-from dltrain.data.prepare import Inputs, Prepared
+from dltrain.data.prepare import Inputs, Prepared, prepare
+from dltrain.device import open_device, set_deterministic, set_threads, without_compiler
 from dltrain.errors import ConfigError
 from dltrain.metrics import HIGHER_IS_BETTER, PRIMARY
-from dltrain.optimizers import muon_matrices, parameter_groups, supports_fused
+from dltrain.names import did_you_mean
+from dltrain.network import Network, Transform, build_augmentation, build_network
+from dltrain.optimizers import averages, muon_matrices, parameter_groups, supports_fused
 from dltrain.regularization import Mixed, early_stop, gradient_noise, max_norm_, sam_perturb_
-from dltrain.state import State
+from dltrain.state import State, averaged_copy
+
+Keys = tuple[str | int, ...]
 
 _SHARE_OF_DEVICE = 0.5
+_FIRST_CHECKPOINT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training before its first step."""
+
+    device: torch.device
+    data: Prepared
+    train: Columns
+    """The training split, on the device if it fits."""
+    network: Network
+    clock: Clock
+    evaluate_every: int
+    """Steps between two lines of metrics."""
+    save_due: Callable[[State], bool]
+    lr: float
+    """The learning rate that the schedule scales; groups of parameters may have their own."""
+    schedule: Callable[[int, int], float]
+    """(step, total) -> factor of all learning rates."""
+    regularizer: Regularizer
+    augment: list[Transform]
+    goal: Goal
+    state: State
 
 
 @dataclass(frozen=True)
@@ -60,32 +92,108 @@ class Goal:
         return self.sign * value if math.isfinite(value) else math.nan
 
 
-def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) -> Optimizer:
-    """Build the optimizer with its parameter groups; each has a `base_lr` that the schedule's factor scales."""
+def make_plan(builder: Builder) -> Plan:
+    """Build all that the config of `builder` means.
+
+    Raises:
+        ConfigError: with the place in the config, if its parts do not fit the data or each other.
+        DataError: if the data are wrong, with the file, the row and the column.
+
+    """
+    config, settings = builder.file.config, builder.file.config.train
+    device = open_device(settings.device)
+    set_deterministic(settings.deterministic)
+    if not settings.compile:
+        without_compiler()
+
+    data = prepare(builder, raw_targets=_needs_raw_targets(builder))
+    train = _placed(data.splits["train"], device)
+    epoch_steps = steps_per_epoch(len(train), settings.batch_size, settings.drop_last)
+    clock = Clock(epoch_steps, max(1, to_steps(settings.duration, epoch_steps)))
+
+    network = build_network(builder, data.facts, device)
+    example = network.example(data.facts)
+    set_threads(settings.threads, network.model, example, settings.batch_size)
+    augment = build_augmentation(builder, network, data.facts)
+    optimizer, lr = build_optimizer(builder, network.model, device)
+    regularizer = build_regularizer(builder, network.model, clock, example)
+    schedule = builder.partial(config.schedule, ("schedule",), clock)
+    with at(builder, "schedule"):
+        schedule(0, clock.total_steps)
+
+    keeps_average = regularizer.average is not None or averages(optimizer)
+    state = State(
+        network.model,
+        optimizer,
+        averaged=averaged_copy(network.model) if keeps_average else None,
+        scaler=torch.amp.GradScaler(device.type) if settings.precision == "float16" else None,
+        metrics=network.metrics(),
+    )
+    _check_combinations(builder, data, optimizer)
+    _check_smallest_batch(builder, len(train), network, data.facts)
+    return Plan(
+        device,
+        data,
+        train,
+        network,
+        clock,
+        evaluate_every=max(1, clock.steps(settings.evaluate_every)),
+        save_due=_save_due(settings.checkpoint_every, clock),
+        lr=lr,
+        schedule=schedule,
+        regularizer=regularizer,
+        augment=augment,
+        goal=_goal(builder, data),
+        state=state,
+    )
+
+
+@contextlib.contextmanager
+def at(builder: Builder, *keys: str | int) -> Iterator[None]:
+    """Context in which a ConfigError gets the place of `keys` in the config."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{builder.file.place(*keys)}: {error}") from None
+
+
+def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) -> tuple[Optimizer, float]:
+    """Build the optimizer; return it and its learning rate. Its groups have a `base_lr` that the schedule scales."""
     settings = builder.file.config.optimizer
     target, arguments = builder.target_and_arguments(settings, ("optimizer",), {"params": None}, None)
-    defaults = {name: p.default for name, p in inspect.signature(target).parameters.items()}
+    # What a built-in optimizer has beside its arguments; a user's optimizer may use the names for something else.
+    built_in: Any = None if isinstance(settings, UserComponent) else settings
+    defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
     lr = arguments.get("lr", defaults.get("lr", 1e-3))
-    groups = parameter_groups(
-        model.named_parameters(),
-        lr,
-        arguments.get("weight_decay", defaults.get("weight_decay", 0.0)),
-        getattr(settings, "decay_all", False),
-        [group.model_dump(exclude_none=True) for group in getattr(settings, "groups", [])],
-        muon_matrices(model, settings.adamw) if settings.type == "muon" else None,  # type: ignore[attr-defined]
-    )
-    fused = {"fused": True} if supports_fused(target, device.type) else {}
-    try:
-        optimizer = target(**{**arguments, "params": groups, **fused})
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{builder.file.place('optimizer')}: {settings.type}: {error}") from error
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"{builder.file.place('optimizer')}: {settings.type} is no torch.optim.Optimizer")
-    return optimizer
+    with at(builder, "optimizer"):
+        groups = parameter_groups(
+            model.named_parameters(),
+            lr,
+            arguments.get("weight_decay", defaults.get("weight_decay", 0.0)),
+            built_in is not None and built_in.decay_all,
+            [group.model_dump(exclude_none=True) for group in built_in.groups] if built_in is not None else [],
+            muon_matrices(model, built_in.adamw) if settings.type == "muon" else None,
+        )
+        fused: dict[str, Any] = {}
+        if supports_fused(target, device.type) and not {"fused", "foreach", "differentiable"} & arguments.keys():
+            fused = {"fused": True}
+        try:
+            optimizer = target(**{**arguments, "params": groups, **fused})
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{settings.type}: {error}") from error
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigError(f"{settings.type} is no torch.optim.Optimizer")
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ConfigError(f"{settings.type} needs several evaluations of the loss a step; choose another")
+    return optimizer, lr
 
 
-def build_regularizer(builder: Builder, model: nn.Module, clock: Clock) -> Regularizer:
-    """Build the regularization of the config. Raises ConfigError where a pattern matches no parameter."""
+def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example: Inputs) -> Regularizer:
+    """Build the regularization of the config and try it; `example` are some inputs of the model.
+
+    Raises ConfigError where a pattern matches no parameter, or where something does not fit the data.
+    """
     settings = builder.file.config.regularization
 
     def chosen(component: Component | None, name: str) -> Callable[..., Any] | None:
@@ -102,16 +210,21 @@ def build_regularizer(builder: Builder, model: nn.Module, clock: Clock) -> Regul
             component = UserComponent(**{k: v for k, v in component.model_dump().items() if k != "params"})
         penalty = builder.partial(component, keys)
         penalties.append(functools.partial(penalty, matching(builder, model, patterns, (*keys, "params"))))
+        _try_penalty(builder, keys, penalties[-1])
     max_norm = None
     if settings.max_norm is not None:
         parameters = matching(builder, model, settings.max_norm.params, ("regularization", "max_norm", "params"))
         max_norm = functools.partial(max_norm_, parameters, limit=settings.max_norm.limit)
-    average = chosen(settings.average, "average")
+    average, mixing = chosen(settings.average, "average"), chosen(settings.mix, "mix")
     if average is not None:
-        average(0, clock.total_steps)  # settings that would average nothing are errors now
+        with at(builder, "regularization", "average"):
+            average(0, clock.total_steps)
+    if mixing is not None:
+        with at(builder, "regularization", "mix"):
+            mixing(example, torch.Generator(example[0].device))
     return Regularizer(
         penalties,
-        mix=chosen(settings.mix, "mix"),
+        mix=mixing,
         sam_perturb=bound(sam_perturb_, settings.sam),
         clip=chosen(settings.clip, "clip"),
         gradient_noise=bound(gradient_noise, settings.gradient_noise),
@@ -136,13 +249,25 @@ def matching(
     return list(chosen.values())
 
 
-def needs_raw_targets(builder: Builder) -> bool:
+def _try_penalty(builder: Builder, keys: Keys, penalty: Callable[[], Tensor]) -> None:
+    """Raise ConfigError if a penalty (of the user's own) gives no scalar tensor."""
+    try:
+        value = penalty()
+    except Exception as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{builder.file.place(*keys)}: failed: {type(error).__name__}: {first_line}") from error
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ConfigError(f"{builder.file.place(*keys)}: gives {found}; a penalty is a scalar tensor")
+
+
+def _needs_raw_targets(builder: Builder) -> bool:
     """Return whether the loss of the config wants regression targets in their own units."""
     loss = builder.file.config.loss
     return loss is not None and bool(getattr(builder.target(loss, ("loss",)), "raw_targets", False))
 
 
-def goal(builder: Builder, data: Prepared) -> Goal:
+def _goal(builder: Builder, data: Prepared) -> Goal:
     """Return what the best checkpoint is best in: the config's monitor, or the task's own metric."""
     config = builder.file.config
     split = "val" if "val" in data.splits else "train"
@@ -167,13 +292,13 @@ def goal(builder: Builder, data: Prepared) -> Goal:
     return Goal(metric, -1.0 if HIGHER_IS_BETTER[metric.partition("/")[2]] else 1.0)
 
 
-def check(builder: Builder, data: Prepared, state: State, steps_per_epoch: int) -> None:
-    """Raise ConfigError for settings that cannot take effect together or would fail in the middle of an epoch."""
+def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) -> None:
+    """Raise ConfigError for settings that cannot take effect together."""
     config, file = builder.file.config, builder.file
-    size, num_samples = config.train.batch_size, len(data.splits["train"])
+    num_samples, size = len(data.splits["train"]), config.train.batch_size
     if config.train.sampler == "balanced" and data.task.type != "classification":
         raise ConfigError(f"{file.place('train', 'sampler')}: balanced needs classes; the task is {data.task.type}")
-    if hasattr(state.optimizer, "average_into") and config.regularization.average is not None:
+    if averages(optimizer) and config.regularization.average is not None:
         raise ConfigError(f"{file.place('regularization', 'average')}: {config.optimizer.type} is an average already")
     if config.regularization.sam is not None and config.train.precision == "float16":
         raise ConfigError(f"{file.place('regularization', 'sam')}: cannot be combined with float16; use bfloat16")
@@ -182,41 +307,53 @@ def check(builder: Builder, data: Prepared, state: State, steps_per_epoch: int) 
             f"{file.place('train', 'drop_last')}: drops every batch: {num_samples} samples are fewer than "
             f"train.batch_size {size}"
         )
-    last = num_samples - (steps_per_epoch - 1) * size if not config.train.drop_last else size
-    micro = config.train.micro_batch_size or size
-    sizes = {min(size, micro), size % micro or micro, last % micro or min(micro, last)}
-    if 1 in sizes and any(isinstance(m, nn.BatchNorm1d) for m in state.model.modules()):
+
+
+def _check_smallest_batch(builder: Builder, num_samples: int, network: Network, facts: dict[str, Any]) -> None:
+    """Raise ConfigError if a batch of one sample occurs that the model cannot be trained on (batch normalisation)."""
+    train = builder.file.config.train
+    whole, rest = divmod(num_samples, train.batch_size)
+    batches = {train.batch_size} if whole else set()
+    if rest and not (whole and train.drop_last):
+        batches.add(rest)
+    micro = train.micro_batch_size or train.batch_size
+    if 1 not in {part for batch in batches for part in (min(batch, micro), batch % micro)}:
+        return
+    inputs = tuple(x[:1] for x in network.example(facts))
+    try:
+        with torch.no_grad():
+            copy.deepcopy(network.model).train()(*inputs)
+    except ValueError as error:
         raise ConfigError(
-            f"{file.place('train', 'batch_size')}: {num_samples} samples in batches of {size} leave a batch of one, "
-            "which BatchNorm cannot normalise; set train.drop_last: true or another size"
-        )
+            f"{builder.file.place('train', 'batch_size')}: {num_samples} samples in batches of {train.batch_size} "
+            "leave a batch of one, which BatchNorm cannot normalise; set train.drop_last: true or another size"
+        ) from error
 
 
-def placed(columns: Columns, device: torch.device) -> Columns:
-    """Return `columns` on the device if they fit beside the training, else where they are, pinned for copies."""
+def _placed(columns: Columns, device: torch.device) -> Columns:
+    """Return `columns` on the device if they fit beside the training, else where they are."""
     if device.type == "cpu":
         return columns
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    if columns.size_bytes < _SHARE_OF_DEVICE * free_bytes:
-        return columns.to(device)
-    return columns.pinned()
+    return columns.to(device) if columns.size_bytes < _SHARE_OF_DEVICE * free_bytes else columns
 
 
-def save_due(interval: DurationValue, clock: Clock) -> Callable[[State], bool]:
+def _save_due(interval: DurationValue, clock: Clock) -> Callable[[State], bool]:
     """Return what says after each step whether a checkpoint is due: every so many steps, or seconds of training.
 
-    When checkpoints are written changes no result, so a clock may decide it.
+    When checkpoints are written changes no weights, so a clock may decide it. The first comes after two seconds, so
+    that a disk that cannot be written to is noticed early and little is lost.
     """
     if interval.unit != "s":
         every = max(1, clock.steps(interval))
         return lambda state: state.step % every == 0
-    last_s: float | None = None
+    due_s = min(interval.amount, _FIRST_CHECKPOINT_S)
 
     def due(state: State) -> bool:
-        nonlocal last_s
-        if last_s is None or state.elapsed_s - last_s >= interval.amount:
-            first, last_s = last_s is None, state.elapsed_s
-            return not first
-        return False
+        nonlocal due_s
+        if state.elapsed_s < due_s:
+            return False
+        due_s = state.elapsed_s + interval.amount
+        return True
 
     return due

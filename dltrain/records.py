@@ -50,6 +50,8 @@ def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) 
         check_resumable(saved, file, facts, str(path))
         with checkpoints.understood(str(path)):
             state.restore(saved, str(path))
+            if file.config.train.threads is None:  # on their number hang the last bits
+                torch.set_num_threads(saved.meta["num_threads"])
         run.cut_metrics(state.step)
     return run
 
@@ -70,7 +72,8 @@ def resolved_text(file: ConfigFile) -> str:
 def meta(file: ConfigFile, facts: dict[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint holds besides the state: what is needed to build the network again anywhere."""
     config = {**file.config.model_dump(), "name": file.name}
-    return {"config": config, "folder": file.folder, "facts": facts, "torch": torch.__version__}
+    versions = {"torch": torch.__version__, "num_threads": torch.get_num_threads()}
+    return {"config": config, "folder": file.folder, "facts": facts, **versions}
 
 
 def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], where: str) -> None:
@@ -83,13 +86,12 @@ def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], 
     ]
     if changed:
         raise ConfigError(*changed, f"{where}: is not resumed with another config; may change: {', '.join(MAY_CHANGE)}")
-    if json.loads(json.dumps(facts)) != saved.meta["facts"]:
+    if any(facts.get(key) != saved.meta["facts"].get(key) for key in ("fingerprint", "num_samples")):
         raise DataError(f"{where}: is not resumed: the data have changed since")
 
 
-def not_finite(what: str, state: State, steps_per_epoch: int, run: Run) -> str:
-    """Return the message about what is not finite, such as "loss is"."""
-    lr = state.optimizer.param_groups[0]["lr"]
+def not_finite(what: str, state: State, lr: float, steps_per_epoch: int, run: Run) -> str:
+    """Return the message about what is not finite, such as "loss is"; `lr` is the step's learning rate."""
     kept = "the last checkpoint is kept" if any(run.checkpoints.iterdir()) else "no checkpoint had been written yet"
     return (
         f"step {state.step} (epoch {state.step // steps_per_epoch + 1}): the {what} not finite; {kept} in "

@@ -18,6 +18,9 @@ from typing import IO, Any
 from dltrain.errors import ConfigError, TrainingError
 
 _METRICS = "metrics.jsonl"
+_LOCK = ".lock"
+_LOCK_ATTEMPTS = 11
+_LOCK_PAUSE_S = 0.01
 
 
 class Run:
@@ -117,22 +120,25 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> IO[str]:
-    file = (folder / ".lock").open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"{folder}: another process is at work in this run directory") from None
-    return file
+    file = (folder / _LOCK).open("a", encoding="utf-8")
+    for attempt in range(_LOCK_ATTEMPTS):
+        if attempt:
+            time.sleep(_LOCK_PAUSE_S)  # `is_locked` of another process may hold it for a moment
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+    file.close()
+    raise ConfigError(f"{folder}: another process is at work in this run directory")
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether some process is at work in the run directory."""
+    """Return whether some process is at work in the run directory; write nothing there."""
     try:
-        _lock(folder).close()
-    except ConfigError:
+        with (folder / _LOCK).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    except OSError:
+    except OSError:  # no lock file: no process has worked here yet
         return False
     return False
 

@@ -107,11 +107,9 @@ def _cosine_between(start: float, end: float, progress: float) -> float:
 
 def _require_at_least_one(name: str, steps: int) -> None:
     if steps < 1:
-        raise ConfigError(f"schedule.{name}: is less than one step of this training; make it longer")
+        raise ConfigError(f"{name}: is less than one step of this training; make it longer")
 
 
 def _require_within(name: str, steps: int, total: int) -> None:
     if steps >= total:
-        raise ConfigError(
-            f"schedule.{name}: {steps} steps do not fit in a training of {total}; possible: less than {total}"
-        )
+        raise ConfigError(f"{name}: {steps} steps do not fit in a training of {total}; possible: less than {total}")

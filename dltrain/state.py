@@ -6,15 +6,17 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dltrain import checkpoint as checkpoints
-from dltrain.checkpoint import Checkpoint
-from dltrain.tasks import Metrics
+from dltrain.checkpoint import BEST, LAST, Checkpoint
+from dltrain.metrics import Metrics
+from dltrain.optimizers import averages
 
 _SUMS = ("loss_sum", "penalty_sum", "weight_sum")
 
@@ -37,6 +39,8 @@ class State:
     """The monitored metric at each evaluation, with the sign by which lower is better."""
     row: dict[str, Any] = field(default_factory=dict)
     """The last line of metrics."""
+    best: Checkpoint | None = None
+    """The best weights so far, where they are not on disk yet."""
     loss_sum: Tensor = field(init=False)
     """Float64 scalar since the last line of metrics: losses, each times its weight; the next two likewise."""
     penalty_sum: Tensor = field(init=False)
@@ -59,11 +63,11 @@ class State:
 
     def refresh_average(self) -> None:
         """Bring averages up to date that an optimizer keeps in its own state (schedule-free)."""
-        if self.averaged is not None and hasattr(self.optimizer, "average_into"):
+        if self.averaged is not None and averages(self.optimizer):
             names = {parameter: name for name, parameter in self.model.named_parameters()}
             targets = dict(self.averaged.named_parameters())
             in_order = [p for group in self.optimizer.param_groups for p in group["params"]]
-            self.optimizer.average_into([targets[names[p]] for p in in_order])
+            cast(Any, self.optimizer).average_into([targets[names[p]] for p in in_order])
             for target, buffer in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
                 target.copy_(buffer)
 
@@ -72,6 +76,17 @@ class State:
         for name in _SUMS:
             getattr(self, name).zero_()
         self.metrics.reset()
+
+    def save(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Write the best checkpoint, if there is a new one, and then the last: together the state of the run."""
+        self.save_best(folder)
+        checkpoints.save(folder / LAST, self.last_checkpoint(meta))
+
+    def save_best(self, folder: Path) -> None:
+        """Write the best checkpoint, if there is a new one."""
+        if self.best is not None:
+            checkpoints.save(folder / BEST, self.best)
+            self.best = None
 
     def last_checkpoint(self, meta: dict[str, Any]) -> Checkpoint:
         """Return all of the state, with `meta` about the run; the tensors are the live ones."""

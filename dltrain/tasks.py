@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dltrain.config.names import did_you_mean
 from dltrain.data.columns import Samples
 from dltrain.errors import ConfigError, DataError
-from dltrain.metrics import ClassificationMetrics, MultilabelMetrics, RegressionMetrics
+from dltrain.metrics import ConfusionMatrix, ErrorSums, LabelCounts, Metrics
+from dltrain.names import did_you_mean
 
-Metrics = ClassificationMetrics | MultilabelMetrics | RegressionMetrics
 MAX_INFERRED_CLASSES = 100
 
 
@@ -57,7 +56,7 @@ class Classification:
 
     def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """Return fresh metrics."""
-        return ClassificationMetrics(len(self.classes), device)
+        return Metrics(ConfusionMatrix(len(self.classes)), device)
 
     def predict(self, output: Tensor) -> dict[str, list[Any]]:
         """Return columns for outputs (B, K): the class and the probability of each."""
@@ -122,7 +121,7 @@ class Multilabel:
 
     def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """Return fresh metrics."""
-        return MultilabelMetrics(len(self.labels), device)
+        return Metrics(LabelCounts(len(self.labels)), device)
 
     def predict(self, output: Tensor) -> dict[str, list[Any]]:
         """Return columns for logits (B, K): the labels above one half, and the probability of each."""
@@ -169,7 +168,7 @@ class Regression:
     def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """Return fresh metrics; `prediction` turns outputs into target space where they are something else."""
         std = torch.tensor(self.std, dtype=torch.float64)
-        return RegressionMetrics(len(self.names), device, std=std, prediction=prediction)
+        return Metrics(ErrorSums(len(self.names), std, prediction), device)
 
     def predict(self, output: Tensor) -> dict[str, list[Any]]:
         """Return columns for outputs (B, K) in target space: one a target, in the units of the data."""
@@ -199,14 +198,6 @@ def infer_type(samples: Samples) -> str:
             "classes or quantities? Write task: {type: classification} or task: {type: regression}"
         )
     return "classification"
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def facts_of(task: Task) -> dict[str, Any]:
@@ -256,6 +247,14 @@ def _numbers(samples: Samples) -> np.ndarray:
         name = f" '{samples.target_names[column]}'" if samples.target_names else ""
         raise DataError(f"{samples.place(row)}: target{name} is {numbers[row, column]:g}, no finite float32 number")
     return numbers
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _require_width(samples: Samples, targets: np.ndarray, width: int) -> None:

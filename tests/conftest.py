@@ -12,4 +12,4 @@ import pytest
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the drawing of curves.png, which takes longer than a small training."""
-    monkeypatch.setattr("dltrain.train.draw_curves", lambda folder: None)
+    monkeypatch.setattr("dltrain.curves.draw_curves", lambda folder: None)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dltrain.data.batches import epoch_order, mix, steps_per_epoch
+from dltrain.data.batches import epoch_order, steps_per_epoch
 
 
 @given(st.integers(1, 300), st.integers(1, 64))
@@ -57,17 +57,3 @@ def test_balanced_takes_classes_in_any_order():
     assert set(epoch_order(6, 0, 0, "balanced", classes).tolist()) <= set(range(6))
     drawn = torch.cat([epoch_order(6, 0, epoch, "balanced", classes) for epoch in range(50)])
     assert set(drawn.tolist()) == set(range(6))
-
-
-@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3))
-def test_mixed_seeds_are_seeds_of_torch(numbers):
-    assert 0 <= mix(*numbers) < 2**63
-    torch.Generator().manual_seed(mix(*numbers))
-
-
-def test_neighbouring_seeds_and_steps_give_unrelated_streams():
-    seeds = {mix(seed, step) for seed in range(100) for step in range(100)}
-    assert len(seeds) == 10_000
-    ones = [bin(mix(0, step) ^ mix(0, step + 1)).count("1") for step in range(1000)]
-    assert 30 < sum(ones) / len(ones) < 33  # half of the 63 bits change
-    assert mix(1, 2) != mix(2, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,90 @@ def test_a_class_is_built_and_a_function_has_its_arguments_bound() -> None:
         assert settings is not None
         loss = builder.build_callable(settings, ("loss",), OFFERED)
         assert loss(torch.tensor(2.0), torch.tensor(1.0)) == expected
+
+
+def test_a_function_keeps_its_attributes_when_it_has_arguments() -> None:
+    code = """
+    def loss(output, target, weight=1):
+        return weight * (output - target)
+    loss.outputs_per_target = 2
+    """
+    builder = builder_of("{type: mlp}", code, rest="loss: {type: 'own.py:loss', weight: 2}")
+    assert builder.file.config.loss is not None
+    assert builder.build_callable(builder.file.config.loss, ("loss",), OFFERED).outputs_per_target == 2  # type: ignore[attr-defined]
+
+
+def test_a_folder_that_was_importable_before_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = [str(Path.cwd()), *sys.path]
+    monkeypatch.setattr(sys, "path", list(path))
+    build_model("{type: 'torch.nn:Linear'}")
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "code", "problem"),
+    [
+        (
+            "schedule: {type: own.py:f}",
+            ("schedule",),
+            "def f(step, total, every): return 1.0",
+            "3:11: schedule: own.py:f needs every; it is called with (step, total_steps)",
+        ),
+        (
+            "schedule: {type: own.py:f}",
+            ("schedule",),
+            "def f(step): return 1.0",
+            "3:18: schedule.type: own.py:f takes step; it is called with (step, total_steps)",
+        ),
+        (
+            "schedule: {type: own.py:f, total: 5}",
+            ("schedule",),
+            "def f(step, total, every=1): return 1.0",
+            "3:28: schedule.total: own.py:f has no such argument; possible: every",
+        ),
+        (
+            "loss: {type: own.py:f}",
+            ("loss",),
+            "def f(output, target, num_classes, scale): return 1.0",
+            "3:7: loss: own.py:f needs scale; it is called with (output, target)",
+        ),
+        (
+            "regularization: {penalties: [{type: own.py:f}]}",
+            ("regularization", "penalties", 0),
+            "def f(parameters, *, scale): return 1.0",
+            "3:30: regularization.penalties.0: own.py:f needs scale; it is called with (parameters)",
+        ),
+        (
+            "augment: [{type: own.py:f}]",
+            ("augment", 0),
+            "def f(x, rng, amount, /): return x",
+            "3:11: augment.0: own.py:f needs amount; it is called with (x, rng)",
+        ),
+    ],
+)
+def test_a_function_that_the_loop_could_not_call_is_an_error(
+    section: str, keys: tuple[str | int, ...], code: str, problem: str
+) -> None:
+    builder = builder_of("{type: mlp}", code, rest=section)
+    settings: Any = builder.file.config
+    for key in keys:
+        settings = settings[key] if isinstance(key, int) else getattr(settings, key)
+    with pytest.raises(ConfigError) as error:
+        builder.build_callable(settings, keys, OFFERED)
+    assert str(error.value) == f"configs/c.yaml:{problem}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(*arguments, every=1): return every",
+        "def f(step, total_steps, *, every=1, **others): return every",
+        "class F:\n    @staticmethod\n    def f(step, total_steps, every): return every\nf = F.f",
+    ],
+)
+def test_a_schedule_of_ones_own_is_called_with_step_and_total(code: str) -> None:
+    builder = builder_of("{type: mlp}", code, rest="schedule: {type: own.py:f, every: 3}")
+    assert builder.build_callable(builder.file.config.schedule, ("schedule",), {})(0, 10) == 3
 
 
 PLACE, TYPE_PLACE = "configs/c.yaml:2:8: model", "configs/c.yaml:2:15: model.type"

@@ -56,6 +56,14 @@ def test_without_a_terminal_there_are_no_control_codes(folder: Path) -> None:
         assert not [character for character in text if not character.isprintable() and character != "\n"]
 
 
+def test_ctrl_c_while_data_load_ends_with_one_line(tmp_path: Path) -> None:
+    code = "import signal\ndef load():\n    signal.raise_signal(signal.SIGINT)\n    raise ValueError('went on')\n"
+    (tmp_path / "own.py").write_text(code)
+    write_config(tmp_path, {"data": {"type": "own.py:load"}})
+    result = dltrain_here("fit", "small.yaml", cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "stopped\n")
+
+
 def test_fit_json_is_one_object_and_quiet_is_quiet(folder: Path) -> None:
     arguments = ("--json", "--quiet", "--set", "optimizer.lr=1e-3", "--set", "model.hidden=[4]", "--out", "sets")
     result = dltrain_here("fit", "small.yaml", *arguments, cwd=folder)

@@ -9,7 +9,7 @@ from torch import nn
 
 from dltrain.console import Progress, clock_text, describe, number_text, table
 from dltrain.data.prepare import Prepared
-from dltrain.metrics import ClassificationMetrics
+from dltrain.metrics import ConfusionMatrix, Metrics
 from dltrain.state import State
 from dltrain.tasks import Classification, Multilabel, Regression
 
@@ -190,7 +190,7 @@ def run_with_bar(screen, mode="on"):
     progress = Progress(mode)
     model = nn.Linear(5, 2)
     progress.begin(Path("runs/x/1"), prepared(), model, 0, 100, 10)
-    state = State(model, torch.optim.SGD(model.parameters()), None, None, ClassificationMetrics(2))
+    state = State(model, torch.optim.SGD(model.parameters()), None, None, Metrics(ConfusionMatrix(2)))
     state.loss_sum += 3.0
     state.weight_sum += 2.0
     with progress:

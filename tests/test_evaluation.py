@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
+from typer.testing import CliRunner
 
 from dltrain import checkpoint as checkpoints
 from dltrain.checkpoint import BEST
+from dltrain.cli import app
 from dltrain.config.validate import load_config
 from dltrain.errors import ConfigError, DataError
 from dltrain.evaluation import evaluate
@@ -115,6 +117,21 @@ def test_a_config_for_other_data_is_evaluated_by_its_split(tmp_path: Path) -> No
     found = evaluate(run, data=str(config), split="val")
     assert found["num_samples"] == NUM_VAL
     assert found["metrics"] != evaluate(run, split="val")["metrics"]
+
+
+def test_rows_that_are_left_out_of_the_measure_are_noted(tmp_path: Path) -> None:
+    cells = [f"{i % 7},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "data.csv").write_text("\n".join(["x,label", *cells]) + "\n")
+    (tmp_path / "later.csv").write_text("\n".join(["x,label", ",a", *cells[:8], ",b"]) + "\n")
+    table = {"type": "table", "path": "data.csv", "target": "label", "missing": "drop"}
+    file = load_config(write_config(tmp_path, {"data": table}), [])
+    run = Path(fit(file, root=tmp_path / "runs")["run"])
+    found = evaluate(run, data=str(tmp_path / "later.csv"))
+    assert found["num_samples"] == 8
+    assert found["notes"] == [f"{tmp_path / 'later.csv'}: dropped 2 of 10 rows: missing 'x' in 2"]
+    shown = CliRunner().invoke(app, ["evaluate", str(run), "--data", str(tmp_path / "later.csv")])
+    assert found["notes"][0] in shown.stdout
+    assert evaluate(run, split="val")["notes"] == []
 
 
 def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:

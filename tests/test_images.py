@@ -492,3 +492,11 @@ def test_the_fingerprint_follows_names_and_content(tmp_path: Path) -> None:
     assert Images(str(roots[1])).fingerprint() != first
     (roots[0] / "a/1.png").rename(roots[0] / "a/0.png")
     assert Images(str(roots[0])).fingerprint() != first
+
+
+def test_the_fingerprint_is_of_the_images_alone(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "one")
+    first = Images(str(root)).fingerprint()
+    (root / ".DS_Store").write_text("left behind by a file manager")
+    (root / "a" / "notes.txt").write_text("no image")
+    assert Images(str(root)).fingerprint() == first

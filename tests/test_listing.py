@@ -54,6 +54,25 @@ def test_the_state_tells_running_stopped_and_finished_apart(root: Path) -> None:
     assert states == {"a/1": "running", "a/2": "finished", "a/3": "finished", "b/1": "stopped"}
 
 
+def test_a_finished_run_that_is_resumed_for_longer_and_stopped_is_not_finished(root: Path) -> None:
+    with Run.open(root / "a" / "1") as run:
+        run.log("resume at step 2 of 4 on cpu")
+        run.log("ended by Stopped: stopped after step 3 of 4")
+    states = {str(row["run"]): row["state"] for row in list_runs(root)}
+    assert states[str(root / "a" / "1")] == "stopped"
+    with Run.open(root / "a" / "1") as run:
+        run.log("resume at step 3 of 4 on cpu")
+        run.log("finished at step 4: ...")
+    assert {str(row["run"]): row["state"] for row in list_runs(root)} == states | {str(run.folder): "finished"}
+
+
+def test_listing_leaves_no_trace_in_a_run(root: Path) -> None:
+    (root / "b" / "1" / ".lock").unlink()
+    before = sorted(root.rglob("*"))
+    list_runs(root)
+    assert sorted(root.rglob("*")) == before
+
+
 def test_an_unknown_column_is_answered_with_the_nearest(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"--sort val/los: no run has that; possible: run, .*did you mean 'val/loss'"):
         list_runs(root, "val/los")

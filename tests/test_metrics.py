@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dltrain import metrics
-from dltrain.metrics import ClassificationMetrics, MultilabelMetrics, RegressionMetrics
+from dltrain.metrics import ConfusionMatrix, ErrorSums, LabelCounts, Metrics
 
 BATCH_SIZES = [1, 7, 64, 5000, 10000]
 
@@ -47,7 +47,7 @@ def measured() -> tuple[Tensor, Tensor]:
 def test_classification_is_scikit_learns(classified: tuple[Tensor, Tensor], batch_size: int) -> None:
     output, target = classified
     predicted = output.argmax(1)
-    kept = fill(ClassificationMetrics(5), output, target, batch_size)
+    kept = fill(Metrics(ConfusionMatrix(5)), output, target, batch_size)
     assert kept.compute() == pytest.approx(
         {
             "accuracy": reference.accuracy_score(target, predicted),
@@ -66,7 +66,7 @@ def test_classification_is_scikit_learns(classified: tuple[Tensor, Tensor], batc
 def test_multilabel_is_scikit_learns(labelled: tuple[Tensor, Tensor], batch_size: int) -> None:
     output, target = labelled
     predicted = (output > 0).int()
-    kept = fill(MultilabelMetrics(3), output, target, batch_size)
+    kept = fill(Metrics(LabelCounts(3)), output, target, batch_size)
     assert kept.compute() == pytest.approx(
         {
             "exact_match": reference.accuracy_score(target, predicted),
@@ -83,7 +83,7 @@ def test_multilabel_is_scikit_learns(labelled: tuple[Tensor, Tensor], batch_size
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 def test_regression_is_scikit_learns(measured: tuple[Tensor, Tensor], batch_size: int) -> None:
     output, target = measured
-    kept = fill(RegressionMetrics(2), output, target, batch_size)
+    kept = fill(Metrics(ErrorSums(2)), output, target, batch_size)
     predicted, actual = output.double().numpy(), target.double().numpy()
     assert kept.compute() == pytest.approx(
         {
@@ -99,7 +99,7 @@ def test_regression_is_scikit_learns(measured: tuple[Tensor, Tensor], batch_size
 
 def test_standardised_values_are_measured_in_the_units_of_the_data(measured: tuple[Tensor, Tensor]) -> None:
     mean, std = torch.tensor([1e7, -5.0], dtype=torch.float64), torch.tensor([3.0, 0.01], dtype=torch.float64)
-    kept = fill(RegressionMetrics(2, std=std), *measured, 100)
+    kept = fill(Metrics(ErrorSums(2, std=std)), *measured, 100)
     predicted, actual = ((values.double() * std + mean).numpy() for values in measured)
     computed = kept.compute()
     assert computed["mae"] == pytest.approx(reference.mean_absolute_error(actual, predicted))
@@ -111,11 +111,11 @@ def test_standardised_values_are_measured_in_the_units_of_the_data(measured: tup
 def test_r2_is_sound_where_targets_are_far_from_zero(mean: float, measured: tuple[Tensor, Tensor]) -> None:
     output, target = (values + mean for values in measured)
     expected = reference.r2_score(target.double().numpy(), output.double().numpy())
-    assert fill(RegressionMetrics(2), output, target, 64).compute()["r2"] == pytest.approx(expected, rel=1e-5)
+    assert fill(Metrics(ErrorSums(2)), output, target, 64).compute()["r2"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_prediction_is_applied_to_outputs_first() -> None:
-    kept = RegressionMetrics(1, prediction=torch.exp)
+    kept = Metrics(ErrorSums(1, prediction=torch.exp))
     kept.update(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [math.e]]))
     assert kept.compute()["mae"] == pytest.approx(0.0, abs=1e-6)
 
@@ -126,9 +126,9 @@ def test_processes_add_up(kind: str, request: pytest.FixtureRequest) -> None:
 
     def fresh() -> Any:
         return {
-            "classified": lambda: ClassificationMetrics(5),
-            "labelled": lambda: MultilabelMetrics(3),
-            "measured": lambda: RegressionMetrics(2),
+            "classified": lambda: Metrics(ConfusionMatrix(5)),
+            "labelled": lambda: Metrics(LabelCounts(3)),
+            "measured": lambda: Metrics(ErrorSums(2)),
         }[kind]()
 
     shards = [fill(fresh(), output[i::3], target[i::3], 50) for i in range(3)]
@@ -139,7 +139,7 @@ def test_processes_add_up(kind: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_reset_forgets_what_is_counted_and_what_pends(classified: tuple[Tensor, Tensor]) -> None:
-    kept = fill(ClassificationMetrics(5), *classified, 64)
+    kept = fill(Metrics(ConfusionMatrix(5)), *classified, 64)
     kept.reset()
     assert math.isnan(kept.compute()["accuracy"])
     kept.update(torch.eye(5), torch.arange(5))
@@ -147,21 +147,21 @@ def test_reset_forgets_what_is_counted_and_what_pends(classified: tuple[Tensor, 
 
 
 def test_state_is_a_copy(classified: tuple[Tensor, Tensor]) -> None:
-    kept = fill(ClassificationMetrics(5), *classified, 64)
+    kept = fill(Metrics(ConfusionMatrix(5)), *classified, 64)
     before = kept.compute()
     kept.state.zero_()
     assert kept.compute() == before
 
 
 def test_gradients_are_not_kept() -> None:
-    kept = ClassificationMetrics(2)
+    kept = Metrics(ConfusionMatrix(2))
     output = torch.zeros(3, 2, requires_grad=True) * 1
     kept.update(output, torch.zeros(3, dtype=torch.int64))
-    assert not kept._pending._outputs[0].requires_grad
+    assert not kept._outputs[0].requires_grad
 
 
 def test_a_class_that_never_occurs_has_no_scores_and_is_left_out() -> None:
-    kept = ClassificationMetrics(3)
+    kept = Metrics(ConfusionMatrix(3))
     kept.update(torch.eye(3)[[0, 1, 1, 0]], torch.tensor([0, 1, 0, 0]))
     absent = {"precision": None, "recall": None, "f1": None, "support": 0}
     assert kept.report()["per_class"][2] == absent
@@ -171,28 +171,28 @@ def test_a_class_that_never_occurs_has_no_scores_and_is_left_out() -> None:
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 12345.678])
 def test_r2_of_a_constant_target_is_undefined(constant: float) -> None:
-    kept = fill(RegressionMetrics(1), torch.randn(10000, 1), torch.full((10000, 1), constant), 64)
+    kept = fill(Metrics(ErrorSums(1)), torch.randn(10000, 1), torch.full((10000, 1), constant), 64)
     assert math.isnan(kept.compute()["r2"])
     assert kept.compute()["rmse"] > 0
     assert kept.report()["per_target"][0]["r2"] is None
 
 
 def test_nothing_is_defined_without_samples() -> None:
-    for kept in (ClassificationMetrics(2), MultilabelMetrics(2), RegressionMetrics(2)):
+    for kept in (Metrics(ConfusionMatrix(2)), Metrics(LabelCounts(2)), Metrics(ErrorSums(2))):
         assert all(math.isnan(value) for value in kept.compute().values())
 
 
 def test_reports_are_json(classified: tuple[Tensor, Tensor], labelled: tuple[Tensor, Tensor]) -> None:
-    for kept in (ClassificationMetrics(5), MultilabelMetrics(3), RegressionMetrics(2)):
+    for kept in (Metrics(ConfusionMatrix(5)), Metrics(LabelCounts(3)), Metrics(ErrorSums(2))):
         json.dumps(kept.report(), allow_nan=False)
-    json.dumps(fill(ClassificationMetrics(5), *classified, 64).report(), allow_nan=False)
+    json.dumps(fill(Metrics(ConfusionMatrix(5)), *classified, 64).report(), allow_nan=False)
 
 
 def test_every_metric_has_a_direction() -> None:
     computed = {
-        *ClassificationMetrics(2).compute(),
-        *MultilabelMetrics(2).compute(),
-        *RegressionMetrics(1).compute(),
+        *Metrics(ConfusionMatrix(2)).compute(),
+        *Metrics(LabelCounts(2)).compute(),
+        *Metrics(ErrorSums(1)).compute(),
     }
     assert set(metrics.HIGHER_IS_BETTER) == computed | {"loss"}
     assert set(metrics.PRIMARY.values()) <= computed
@@ -201,4 +201,4 @@ def test_every_metric_has_a_direction() -> None:
 def test_half_precision_outputs(classified: tuple[Tensor, Tensor]) -> None:
     output, target = classified[0].bfloat16(), classified[1]
     expected = float(np.mean(output.argmax(1).numpy() == target.numpy()))
-    assert fill(ClassificationMetrics(5), output, target, 64).compute()["accuracy"] == pytest.approx(expected)
+    assert fill(Metrics(ConfusionMatrix(5)), output, target, 64).compute()["accuracy"] == pytest.approx(expected)

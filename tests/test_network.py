@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from dltrain.build import Builder
+from dltrain.checkpoint import Checkpoint
 from dltrain.config.validate import load_config
 from dltrain.data.prepare import prepare
-from dltrain.errors import ConfigError
-from dltrain.network import build_augmentation, build_network
+from dltrain.errors import CheckpointError, ConfigError
+from dltrain.network import build_augmentation, build_network, restore_network
 
 CPU = torch.device("cpu")
 OWN = """
@@ -54,6 +55,37 @@ class Images(nn.Module):
 
 def number(num_classes):
     return num_classes
+
+def vector(output, target):
+    return (output - target).square().mean(1)
+
+def cut(output, target):
+    return (output.detach() - target).square().mean()
+
+def for_classes(output, target):
+    return nn.functional.cross_entropy(output, target)
+
+def twice(output, target):
+    return output.square().mean() + target.mean()
+
+twice.outputs_per_target = 2
+
+def twice_too_wide(output, target):
+    return twice(output, target)
+
+twice_too_wide.outputs_per_target = 2
+twice_too_wide.prediction = lambda output: output
+
+def with_tasks(output, target, tasks):
+    return (output - target).square().mean() * tasks
+
+class Learned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, output, target):
+        return ((output - target) * self.scale).square().mean()
 
 def swap(x, rng):
     return x.transpose(1, 7)
@@ -175,6 +207,83 @@ def test_a_loss_for_another_task_is_an_error():
     )
     found = error(ConfigError, "labels", "type: linear", "loss: {type: cross_entropy}")
     assert found.endswith("cross_entropy is for classification; the task is multilabel; possible: bce")
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            "vector",
+            "gives shape (2,) for outputs of shape (2, 2) and targets of shape (2, 2); "
+            "it must be one number, a tensor of shape ()",
+        ),
+        ("cut", "has no gradient; it must be computed from the output by torch"),
+        (
+            "twice",
+            "has outputs_per_target, which needs a regression and a prediction(output) that returns one number for "
+            "each target",
+        ),
+        (
+            "twice_too_wide",
+            "its prediction gives shape (2, 4) for outputs of shape (2, 4) and targets of shape (2, 2); "
+            "regression needs shape (2, 2)",
+        ),
+        (
+            "Learned",
+            "has parameters to be learned, and only the model's are trained and saved; move them into the model",
+        ),
+    ],
+)
+def test_a_loss_of_ones_own_that_cannot_be_trained_with_is_an_error(loss, message):
+    found = error(ConfigError, "numbers", "type: linear", f"loss: {{type: own.py:{loss}}}")
+    assert found == f"c.yaml:3:7: loss: own.py:{loss}: {message}"
+
+
+def test_a_loss_of_ones_own_for_another_task_is_an_error():
+    found = error(ConfigError, "labels", "type: linear", "loss: {type: own.py:with_tasks, tasks: [1]}")
+    assert found.startswith("c.yaml:3:7: loss: own.py:with_tasks: cannot take outputs of shape (2, 2) and targets of")
+
+
+def test_a_loss_of_ones_own_may_have_an_argument_called_tasks():
+    _, _, network = build("numbers", "type: linear", "loss: {type: own.py:with_tasks, tasks: 3}")
+    assert network.loss(torch.ones(1, 2), torch.zeros(1, 2)) == 3
+
+
+def test_a_model_whose_signature_python_does_not_know_is_an_error():
+    found = error(ConfigError, "flat", "type: 'builtins:dict'")
+    assert found == "c.yaml:2:8: model: builtins:dict gives dict, no torch.nn.Module"
+
+
+def checkpoint_of(data, model):
+    builder, prepared, network = build(data, model)
+    weights = {f"model/{name}": value for name, value in network.model.state_dict().items()}
+    return Checkpoint(weights, {"config": builder.file.config.model_dump(), "facts": prepared.facts, "folder": "."})
+
+
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        ("flat", {"task": {"type": "classification", "classes": 3}}),
+        ("flat", {"task": {"type": "ranking"}}),
+        ("flat", {"input_types": ["no type"]}),
+        ("flat", {"input_shapes": []}),
+        ("flat", {"num_samples": {}}),
+        ("numbers", {"task": {"type": "regression", "names": ["a", "b"], "mean": ["x", 0], "std": [1, 1]}}),
+    ],
+)
+def test_facts_that_no_dltrain_has_written_are_an_error_of_the_checkpoint(data, changes):
+    checkpoint = checkpoint_of(data, "type: linear")
+    restore_network(checkpoint, "x", CPU, [])
+    checkpoint.meta["facts"].update(changes)
+    with pytest.raises(CheckpointError, match="x: its metadata are not understood"):
+        restore_network(checkpoint, "x", CPU, [])
+
+
+def test_a_bug_is_not_blamed_on_the_checkpoint(monkeypatch):
+    checkpoint = checkpoint_of("flat", "type: linear")
+    monkeypatch.setattr("dltrain.network.build_network", lambda *arguments: {}["a bug"])
+    with pytest.raises(KeyError, match="a bug"):
+        restore_network(checkpoint, "x", CPU, [])
 
 
 def test_initial_weights_follow_from_the_seed_alone():

@@ -175,6 +175,27 @@ def test_validation_samples_that_were_trained_on_are_pointed_out():
     assert read(TABLE).notes == []
 
 
+def test_test_samples_that_were_trained_on_are_pointed_out():
+    table(size=20)
+    table("t.csv", 8)
+    trained = builder(TABLE, "split={val: 0.2, test: t.csv}")
+    data = prepare(trained)
+    in_train = set(data.splits["train"].inputs[0].flatten().tolist())
+    columns, notes = prepare_split(trained, data.facts, "test")
+    num_shared = sum(x in in_train for x in columns.inputs[0].flatten().tolist())
+    assert num_shared > 0
+    assert notes == [f"{num_shared} of 8 test samples are also in train"]
+    assert prepare_split(trained, data.facts, "train")[1] == []
+
+
+def test_samples_of_another_config_are_not_compared_with_what_it_would_train_on():
+    table(size=20)
+    table("t.csv", 8)
+    facts = prepare(builder(TABLE)).facts
+    other = builder(TABLE, "split={val: 0.2, test: t.csv}")
+    assert prepare_split(other, facts, "test", same_data=False)[1] == []
+
+
 # ---- classes come from the training split
 
 
@@ -316,7 +337,7 @@ def test_the_test_samples_are_the_ones_that_were_set_aside():
     text = f"{TABLE[:-1]}, scale: none}}\nsplit: {{val: 0.2, test: 0.2}}"
     trained = builder(text)
     data = prepare(trained)
-    test = prepare_split(trained, data.facts, "test")
+    test, _ = prepare_split(trained, data.facts, "test")
     rows = [x for columns in (*data.splits.values(), test) for x in columns.inputs[0].flatten().tolist()]
     assert sorted(rows) == list(range(60))
 
@@ -326,7 +347,7 @@ def test_a_split_cannot_be_told_once_the_data_have_changed():
     table("v.csv", 10)
     trained = builder(f"{TABLE}\nsplit: {{val: v.csv}}")
     facts = prepare(trained).facts
-    assert len(prepare_split(trained, facts, "test")) == 6
+    assert len(prepare_split(trained, facts, "test")[0]) == 6
     message = (
         "c.yaml:1:7: data: the data have changed since the training, so its test split cannot be told; "
         "give the data to evaluate with --data"
@@ -336,7 +357,7 @@ def test_a_split_cannot_be_told_once_the_data_have_changed():
         prepare_split(trained, facts, "test")
     assert str(caught.value) == message
     table("v.csv", 10)
-    assert len(prepare_split(trained, facts, "test")) == 6
+    assert len(prepare_split(trained, facts, "test")[0]) == 6
     table(size=61)
     with pytest.raises(DataError):
         prepare_split(trained, facts, "test")
@@ -348,7 +369,20 @@ def test_a_changed_validation_folder_is_noticed():
     text = "data: {type: images, path: images}\nsplit: {val: val}"
     before = prepare(builder(text)).facts["fingerprint"]
     assert prepare(builder(text)).facts["fingerprint"] == before
+    Path("val/.DS_Store").write_text("left behind by a file manager")
+    assert prepare(builder(text)).facts["fingerprint"] == before
     make_shapes(Path("val"), 4, seed=1)
+    assert prepare(builder(text)).facts["fingerprint"] != before
+
+
+def test_a_changed_validation_image_that_a_csv_lists_is_noticed():
+    make_shapes(Path("images"), 10)
+    make_shapes(Path("later"), 2, seed=1)
+    names = sorted(str(path) for path in Path("later").rglob("*.png"))
+    write_table("va.csv", {"path": names, "label": [Path(name).parent.name for name in names]})
+    text = "data: {type: images, path: images}\nsplit: {val: va.csv}"
+    before = prepare(builder(text)).facts["fingerprint"]
+    shutil.copy(names[0], names[-1])
     assert prepare(builder(text)).facts["fingerprint"] != before
 
 
@@ -363,6 +397,6 @@ def test_other_files_are_encoded_as_the_training_taught():
     write_table("data.csv", {"u": [0.0, 10.0] * 30, "t": ["x", "y"] * 30})
     write_table("other.csv", {"u": [5.0, 25.0], "t": ["y", "y"]})
     trained = builder(TABLE)
-    columns = prepare_path(trained, prepare(trained).facts, "other.csv")
+    columns, _ = prepare_path(trained, prepare(trained).facts, "other.csv")
     assert columns.inputs[0].flatten().tolist() == pytest.approx([0.0, 4.0], abs=1e-5)
     assert columns.target.tolist() == [1, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import resource
@@ -54,6 +55,17 @@ def test_a_run_in_use_is_locked_and_free_again_after_the_end_or_death_of_its_pro
     in_child(die_with_the_lock)
     with Run.open(run.folder):
         assert is_locked(run.folder)
+
+
+def test_a_run_can_be_opened_while_it_is_being_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Run.create(tmp_path, "digits") as run:
+        folder = run.folder
+    with (folder / ".lock").open() as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        monkeypatch.setattr("dltrain.run.time.sleep", lambda seconds: fcntl.flock(looked_at, fcntl.LOCK_UN))
+        assert not is_locked(folder)
+        with Run.open(folder):
+            assert is_locked(folder)
 
 
 def test_an_error_is_logged_and_lets_go_of_the_lock(tmp_path: Path) -> None:

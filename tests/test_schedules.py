@@ -148,15 +148,15 @@ def test_exponential_falls_by_gamma_in_each_period() -> None:
     [
         (
             lambda: schedules.cosine(0, 50, warmup=50),
-            "schedule.warmup: 50 steps do not fit in a training of 50; possible: less than 50",
+            "warmup: 50 steps do not fit in a training of 50; possible: less than 50",
         ),
         (
             lambda: schedules.multistep(0, 50, milestones=[10, 60]),
-            "schedule.milestones: 60 steps do not fit in a training of 50; possible: less than 50",
+            "milestones: 60 steps do not fit in a training of 50; possible: less than 50",
         ),
         (
             lambda: schedules.step(0, 50, every=0),
-            "schedule.every: is less than one step of this training; make it longer",
+            "every: is less than one step of this training; make it longer",
         ),
         (
             lambda: schedules.wsd(0, 50, decay=30, warmup=30),
@@ -165,7 +165,7 @@ def test_exponential_falls_by_gamma_in_each_period() -> None:
         ),
         (
             lambda: schedules.one_cycle(0, 50, peak_at=50),
-            "schedule.peak_at: 50 steps do not fit in a training of 50; possible: less than 50",
+            "peak_at: 50 steps do not fit in a training of 50; possible: less than 50",
         ),
     ],
 )

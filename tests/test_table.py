@@ -141,6 +141,7 @@ def test_numbers_as_text_in_parquet_stay_a_category(tmp_path):
     [
         (["b", "a"], "U", ["b", "a"]),
         (["1", "0"], "i", [1, 0]),
+        (["+1", "-1", "007"], "i", [1, -1, 7]),
         (["1.5", "-2e3"], "f", [1.5, -2000]),
         (["true", "false"], "U", ["true", "false"]),
         (["9007199254740993", "-1"], "i", [9007199254740993, -1]),
@@ -506,6 +507,24 @@ def test_fingerprint_changes_with_the_file(tmp_path):
     assert table.fingerprint() == before
     write(tmp_path, PEOPLE.replace("31,", "32,"))
     assert table.fingerprint() != before
+
+
+def test_fingerprint_of_another_file_is_that_of_its_content(tmp_path):
+    table = source(tmp_path, PEOPLE)
+    before = table.fingerprint(str(tmp_path / write(tmp_path, PEOPLE, "later.csv")))
+    assert table.fingerprint(str(tmp_path / write(tmp_path, PEOPLE + PEOPLE[-20:], "later.csv"))) != before
+
+
+def test_a_row_that_changed_in_the_middle_of_a_large_file_changes_the_fingerprint(tmp_path):
+    table = source(tmp_path, "")
+    with (tmp_path / "people.csv").open("r+b") as file:
+        file.write(b"x,label\n")
+        file.truncate(100 * 2**20)
+        before = table.fingerprint()
+        file.seek(50 * 2**20)
+        file.write(b"1,a\n")
+        file.flush()
+        assert table.fingerprint() != before
 
 
 # The settings

@@ -17,12 +17,13 @@ from dltrain.checkpoint import BEST, LAST
 from dltrain.config.schema import losses, optimizers, regularization, schedules
 from dltrain.config.schema.base import type_name
 from dltrain.config.validate import load_config
-from dltrain.data.batches import epoch_order, mix
+from dltrain.data.batches import epoch_order
 from dltrain.errors import ConfigError, DataError, TrainingError
 from dltrain.evaluation import evaluate
 from dltrain.regularization import ema
 from dltrain.run import read_metrics
 from dltrain.schedules import cosine
+from dltrain.seeds import WEIGHTS, seed_of
 from dltrain.train import fit
 from tests.small_runs import (
     BATCH_SIZE,
@@ -62,7 +63,7 @@ def final_weights(run: Path) -> dict[str, Tensor]:
 def by_hand(data: Any, penalty_strength: float = 0.0) -> tuple[dict[str, Tensor], list[float], list[float]]:
     """Train as the small config says, as one would write it without dltrain; return weights, losses, penalties."""
     x, y = torch.from_numpy(data["x_train"]), torch.from_numpy(data["y_train"])
-    torch.manual_seed(mix(0))
+    torch.manual_seed(seed_of(0, WEIGHTS))
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01, fused=True)
     losses, penalties = [], []
@@ -180,7 +181,7 @@ class Partly(nn.Module):
     }
     run = train(tmp_path, sections)
     weights = weights_of(run)
-    torch.manual_seed(mix(0))
+    torch.manual_seed(seed_of(0, WEIGHTS))
     frozen, _, unused = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(2, 2)
     assert torch.equal(weights["frozen.weight"], frozen.weight)
     assert torch.equal(weights["unused.weight"], unused.weight)
@@ -194,7 +195,7 @@ class Partly(nn.Module):
 )
 def test_the_best_checkpoint_is_the_best_row(monitor: str, pick: Any, tmp_path: Path) -> None:
     often = {"monitor": monitor, "duration": "6 epochs", "evaluate_every": "2 steps"}
-    file = small_config(tmp_path, {"optimizer": {"lr": 0.3}, "train": often})
+    file = small_config(tmp_path, {"seed": 0, "optimizer": {"lr": 1.0}, "train": often})
     summary = fit(file, root=tmp_path / "runs")
     run = Path(summary["run"])
     rows = read_metrics(run)
@@ -250,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_last_ch
 ) -> None:
     (tmp_path / "own.py").write_text(BAD_LOSS)
     every = {"checkpoint_every": "1 steps", "evaluate_every": evaluate_every}
-    file = small_config(tmp_path, {"loss": {"type": "own.py:Bad", "step": 7}, "train": every})
+    file = small_config(tmp_path, {"loss": {"type": "own.py:Bad", "step": 8}, "train": every})
     with pytest.raises(TrainingError) as caught:
         fit(file, root=tmp_path / "runs")
     run = newest_run(tmp_path / "runs")
@@ -463,7 +464,7 @@ def test_an_average_leaves_the_training_alone_and_is_what_is_evaluated(tmp_path:
 def test_ema_is_its_definition(tmp_path: Path) -> None:
     every = {"evaluate_every": "1 steps", "checkpoint_every": "1 steps", "duration": "5 steps"}
     steps = [weights_of(train(tmp_path, {"train": {**every, "duration": f"{n} steps"}})) for n in range(1, 6)]
-    torch.manual_seed(mix(0))
+    torch.manual_seed(seed_of(0, WEIGHTS))
     average = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).state_dict()
     for step, weights in enumerate(steps):
         share = ema(step, 5, decay=0.9)

@@ -61,6 +61,18 @@ def test_the_name_in_a_config_goes_before_the_files() -> None:
     assert file.name == "mine"
 
 
+@pytest.mark.parametrize(
+    ("file_name", "name"),
+    [("my config.yaml", "my-config"), (".hidden.yaml", "hidden"), ("größe/2.yaml", "2"), ("日本.yaml", "run")],
+)
+def test_a_file_of_any_name_gives_runs_whose_checkpoints_can_be_read(file_name: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / file_name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(MINIMAL)
+    assert load_config(path).name == name
+    assert load_config(path, [f"name='{name}'"]).name == name  # as a checkpoint's config has it
+
+
 def test_the_config_can_come_from_a_pipe(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from dltrain import load_config; print(load_config('/dev/stdin').text, end='')"]
     result = subprocess.run(command, input=MINIMAL, capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -81,6 +93,20 @@ def test_a_component_of_the_users_own_may_have_any_settings() -> None:
     model = validate(read_text(text, "c.yaml")).model
     assert isinstance(model, UserComponent)
     assert model.arguments() == {"width": 3, "blocks": [{"depth": 2}]}
+
+
+def test_an_argument_of_the_users_own_may_have_any_name() -> None:
+    names = ("copy", "json", "validate", "builds", "build_only", "arguments", "model_fields")
+    text = "data: {type: sklearn, name: digits}\nmodel: {type: 'own.py:Net', " + ": 1, ".join(names) + ": 1}"
+    assert validate(read_text(text, "c.yaml")).model.arguments() == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize("value", [".inf", "[1, {a: -.inf}]", "{a: [.nan]}"])
+def test_a_number_that_no_checkpoint_can_hold_is_refused_at_any_depth(value: str) -> None:
+    text = f"data: {{type: sklearn, name: digits}}\nmodel: {{type: 'own.py:Net', width: {value}}}"
+    with pytest.raises(ConfigError) as error:
+        validate(read_text(text, "c.yaml"))
+    assert str(error.value) == "c.yaml:2:36: model.width: holds a number that is not finite"
 
 
 @pytest.mark.parametrize("name", ["own.py:Net", "folder/own.py:Net", "/a b/own.py:Net", "package.module:Net", "m:f_1"])

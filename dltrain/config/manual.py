@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dltrain.config import words
-from dltrain.config.names import did_you_mean, spell
 from dltrain.config.schema.base import Component, Settings
 from dltrain.config.schema.sections import KINDS, Config
 from dltrain.errors import ConfigError
+from dltrain.names import did_you_mean, spell
 
 
 def json_schema() -> dict[str, Any]:

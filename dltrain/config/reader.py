@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from dltrain.config.names import did_you_mean, shortened, spell
 from dltrain.errors import ConfigError
+from dltrain.names import did_you_mean, shortened, spell
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32

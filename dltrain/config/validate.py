@@ -7,6 +7,7 @@ when they are built (`dltrain.build`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from dltrain.config import words
-from dltrain.config.names import did_you_mean, shortened, spell
 from dltrain.config.reader import Document, Keys, override, read_file, read_scalar
 from dltrain.config.schema.base import USER_WORDS, OneOf, Settings
 from dltrain.config.schema.sections import Config
 from dltrain.errors import ConfigError
+from dltrain.names import did_you_mean, shortened, spell
 
 _ABOUT_KEYS = ("missing", "extra_forbidden")
 _YAML_1_1_BOOLEANS = ("on", "yes", "off", "no", "y", "n")
@@ -39,8 +40,9 @@ class ConfigFile:
 
     @property
     def name(self) -> str:
-        """Name of the runs of this config."""
-        return self.config.name or Path(self.document.name).stem
+        """Name of the runs of this config: its own, or its file's with '-' for what a name cannot hold."""
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.document.name).stem).lstrip("._-")
+        return self.config.name or stem or "run"
 
     def place(self, *keys: str | int) -> str:
         """Return where a message about the value at `keys` should point, with its dotted path."""

@@ -8,8 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from dltrain.config.names import either, spell
 from dltrain.config.schema.base import InWords, OneOf, Settings
+from dltrain.names import either, spell
 
 _NOUNS: dict[Any, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),

@@ -5,21 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
-
-
-def mix(*numbers: int) -> int:
-    """Return a 63-bit seed for a tuple of integers; neighbouring steps and seeds give unrelated streams.
-
-    splitmix64 (Steele, Lea & Flood 2014, https://doi.org/10.1145/2660193.2660195) chained over the numbers.
-    """
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state >> 1
+from dltrain.seeds import ORDER, seed_of
 
 
 def steps_per_epoch(num_samples: int, batch_size: int, drop_last: bool) -> int:
@@ -41,7 +27,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int, sampler: str, classes: 
     """
     if sampler == "sequential":
         return torch.arange(num_samples)
-    rng = torch.Generator().manual_seed(mix(seed, epoch))
+    rng = torch.Generator().manual_seed(seed_of(seed, ORDER, epoch))
     if sampler == "shuffle" or classes is None:
         return torch.randperm(num_samples, generator=rng)
     by_class, counts = classes.cpu().argsort(stable=True), torch.bincount(classes).cpu()

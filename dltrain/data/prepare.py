@@ -1,7 +1,9 @@
 """Config.data to splits of columns, and to the facts that the data teach: shapes, classes, scaling, vocabulary.
 
-Facts are plain JSON values, learned from the training split alone and kept in the checkpoint; evaluation and
-prediction encode with the facts, so that they see data exactly as training did.
+Facts are plain JSON values, learned from the training split and kept in the checkpoint; evaluation and prediction
+encode with the facts, so that they see data exactly as training did. Three things are decided before the samples are
+divided, by all that the source holds, and can be set in the config: the type of the task, grey or colour for images,
+and, with `missing: drop`, which columns hold nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +23,7 @@ from dltrain.build import Builder
 from dltrain.config.schema.base import UserComponent
 from dltrain.config.schema.sections import Split
 from dltrain.data.columns import Columns, Samples
-from dltrain.data.sources.fingerprint import fingerprint_files
-from dltrain.data.split import NAMES, split_by_ratio
+from dltrain.data.split import NAMES, count_shared, split_by_ratio
 from dltrain.data.transforms import Normalize
 from dltrain.errors import ConfigError, DataError, DltrainError
 from dltrain.tasks import Task
@@ -80,14 +81,19 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
         "class_counts": _class_counts(task, splits["train"]),
         "fingerprint": _fingerprint(builder, source),
     }
-    notes = [*getattr(source, "notes", []), *_shared_samples(builder, everything, splits)]
+    notes = _notes_of(source)
+    if "val" in splits and _is_made_by_files(builder, everything, "val"):
+        notes += _shared_samples("val", splits["val"], splits["train"])
     return Prepared(splits, task, facts, builder.file.config.task is None, notes)
 
 
-def prepare_split(builder: Builder, facts: dict[str, Any], name: str, *, same_data: bool = True) -> Columns:
-    """Encode one split of a config's data as the `facts` of a checkpoint say.
+def prepare_split(
+    builder: Builder, facts: dict[str, Any], name: str, *, same_data: bool = True
+) -> tuple[Columns, list[str]]:
+    """Encode one split of a config's data as the `facts` of a checkpoint say; return it and notes for the user.
 
-    With `same_data` the config must be the trained one, and its data must not have changed.
+    With `same_data` the config must be the trained one, and its data must not have changed; a note then says how many
+    of the samples the model was trained on, if files made the split.
 
     Raises DataError if the data are no longer those of the training: its split would mix seen and unseen samples.
     """
@@ -97,16 +103,25 @@ def prepare_split(builder: Builder, facts: dict[str, Any], name: str, *, same_da
             f"{builder.file.place('data')}: the data have changed since the training, so its {name} split cannot be "
             "told; give the data to evaluate with --data"
         )
-    samples = _divide(builder, source, source.read(), facts["task"]["type"])[name]
-    if len(samples) == 0:
+    everything = source.read()
+    parts = _divide(builder, source, everything, facts["task"]["type"])
+    if len(parts[name]) == 0:
         raise DataError(f"{builder.file.place('split')}: this config sets no {name} samples aside")
-    return _encode(source, facts["source"], tasks.from_facts(facts["task"]), samples)
+    task = tasks.from_facts(facts["task"])
+    columns, notes = _encode(source, facts["source"], task, parts[name]), _notes_of(source)
+    if same_data and name != "train" and _is_made_by_files(builder, everything, name):
+        notes += _shared_samples(name, columns, _encode(source, facts["source"], task, parts["train"]))
+    return columns, notes
 
 
-def prepare_path(builder: Builder, facts: dict[str, Any], path: str) -> Columns:
-    """Encode all labelled samples of the file or folder `path`, of the same kind as the training's, as `facts` say."""
+def prepare_path(builder: Builder, facts: dict[str, Any], path: str) -> tuple[Columns, list[str]]:
+    """Encode all labelled samples of the file or folder `path`, of the same kind as the training's, as `facts` say.
+
+    Return them and notes for the user.
+    """
     source = open_source(builder)
-    return _encode(source, facts["source"], tasks.from_facts(facts["task"]), source.read(path))
+    columns = _encode(source, facts["source"], tasks.from_facts(facts["task"]), source.read(path))
+    return columns, _notes_of(source)
 
 
 def open_source(builder: Builder) -> Any:
@@ -291,30 +306,25 @@ def _class_counts(task: Task, train: Columns) -> list[int] | None:
     return torch.bincount(train.target, minlength=task.num_outputs).tolist()
 
 
-def _shared_samples(builder: Builder, samples: Samples, splits: dict[str, Columns]) -> list[str]:
-    """Return a note if samples of a validation split that files make are also in the training split."""
-    made_by_files = samples.splits is not None or isinstance(builder.file.config.split.val, str)
-    if "val" not in splits or not made_by_files:
-        return []
-    train, val = set(_row_hashes(splits["train"])), _row_hashes(splits["val"])
-    num_shared = sum(row in train for row in val)
-    return [f"{num_shared:,} of {len(val):,} val samples are also in train"] if num_shared else []
+def _notes_of(source: Any) -> list[str]:
+    """Return what the source has to say of all that it has read."""
+    return list(getattr(source, "notes", []))
 
 
-def _row_hashes(columns: Columns) -> list[int]:
-    """Return a number for each sample, equal where all of its inputs are."""
-    arrays = [x.reshape(len(x), -1).numpy() for x in columns.inputs]
-    return [hash(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(columns))]
+def _is_made_by_files(builder: Builder, samples: Samples, name: str) -> bool:
+    """Return whether the data or a file of its own say which samples are in a split."""
+    return samples.splits is not None or isinstance(getattr(builder.file.config.split, name), str)
+
+
+def _shared_samples(name: str, columns: Columns, train: Columns) -> list[str]:
+    """Return a note if samples of a split are also in the training split."""
+    num_shared = count_shared(columns, train)
+    return [f"{num_shared:,} of {len(columns):,} {name} samples are also in train"] if num_shared else []
 
 
 def _fingerprint(builder: Builder, source: Any) -> str:
     """Return a short text that changes when the data or what chooses the split changes."""
     split = builder.file.config.split
-    given = [Path(builder.file.folder, path) for path in (split.val, split.test) if isinstance(path, str)]
-    files = [(str(file.relative_to(path)), str(file)) for path in given for file in _files_below(path)]
-    own = f"{source.fingerprint()}-{split.val}-{split.test}-{split.stratify}-{split.seed}"
-    return f"{own}-{fingerprint_files(files)}" if files else own
-
-
-def _files_below(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    given = [str(Path(builder.file.folder, path)) for path in (split.val, split.test) if isinstance(path, str)]
+    hashes = [source.fingerprint(), *map(source.fingerprint, given)]
+    return "-".join([*hashes, f"{split.val}-{split.test}-{split.stratify}-{split.seed}"])

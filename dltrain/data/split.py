@@ -1,9 +1,13 @@
-"""Which samples are for training, validation and testing: a pure function of the targets, the ratios and the seed."""
+"""Which samples are for training, validation and testing: a pure function of the targets, the ratios and the seed.
+
+And, where files say it, whether the splits share samples.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from dltrain.data.columns import Columns
 from dltrain.errors import ConfigError, DataError
 
 NAMES = ("train", "val", "test")
@@ -45,6 +49,18 @@ def split_by_ratio(
     if len(parts["train"]) == 0:
         raise DataError(f"val {val:g} and test {test:g} of {num_samples} samples leave none to train on")
     return {name: np.sort(parts[name]) for name in NAMES}
+
+
+def count_shared(columns: Columns, train: Columns) -> int:
+    """Return how many samples of `columns` are in `train`, too: equal in all of their inputs."""
+    trained_on = set(_row_hashes(train))
+    return sum(row in trained_on for row in _row_hashes(columns))
+
+
+def _row_hashes(columns: Columns) -> list[int]:
+    """Return a number for each sample, equal where all of its inputs are."""
+    arrays = [x.reshape(len(x), -1).numpy() for x in columns.inputs]
+    return [hash(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(columns))]
 
 
 def _interleave(order: np.ndarray, strata: np.ndarray) -> np.ndarray:

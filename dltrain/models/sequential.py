@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.errors import ConfigError
+from dltrain.names import first_line
 
 INFERRED = {"in_features": -1, "in_channels": 1, "num_features": 1, "num_channels": 1, "normalized_shape": -1}
 """Arguments that are found when left out: which dimension of the layer's input (B, ...) they are."""
@@ -72,7 +73,7 @@ def _build(settings: Mapping[str, Any], x: Tensor, out_features: int, place: str
             arguments[name] = x.shape[INFERRED[name]]
         return layer_class(**arguments)
     except Exception as error:
-        raise ConfigError(f"{place}: {_first_line(error)}") from error
+        raise ConfigError(f"{place}: {first_line(error)}") from error
 
 
 def _run(layer: nn.Module, x: Tensor, place: str) -> Tensor:
@@ -81,7 +82,7 @@ def _run(layer: nn.Module, x: Tensor, place: str) -> Tensor:
         with torch.no_grad():
             output = layer.eval()(x)
     except Exception as error:
-        raise ConfigError(f"{place} with an input of shape {_shape(x)} per sample: {_first_line(error)}") from error
+        raise ConfigError(f"{place} with an input of shape {_shape(x)} per sample: {first_line(error)}") from error
     if not isinstance(output, Tensor):
         raise ConfigError(f"{place}: gives a {type(output).__name__}, not a tensor that the next layer could take")
     layer.train()
@@ -91,8 +92,3 @@ def _run(layer: nn.Module, x: Tensor, place: str) -> Tensor:
 def _shape(x: Tensor) -> tuple[int, ...]:
     """Return the shape of one sample of `x`."""
     return tuple(x.shape[1:])
-
-
-def _first_line(error: Exception) -> str:
-    """Return torch's words, the first line of them."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,12 +7,21 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
-from pydantic_core import InitErrorDetails, core_schema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 USER_PATH = r"([\w.]+|.*\.py):[A-Za-z_]\w*"
 USER_WORDS = "package.module:Name or path/file.py:Name"
@@ -48,15 +57,25 @@ class Component(Settings):
 
     def arguments(self) -> dict[str, Any]:
         """Return what the target is called with, by parameter name; nested settings become plain values."""
-        names = [*type(self).model_fields, *(self.model_extra or {})]
+        own = {name: getattr(self, name) for name in type(self).model_fields}
         skipped = {"type", *self.build_only}
-        return {name: _plain(getattr(self, name)) for name in names if name not in skipped}
+        return {name: _plain(value) for name, value in (own | (self.model_extra or {})).items() if name not in skipped}
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` if no number in it is infinite or NaN, which a checkpoint, being JSON, could not hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("not_finite", "holds a number that is not finite")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _finite(item)
+    return value
 
 
 class UserComponent(Component):
     """A component that is not built in: its arguments are checked against the signature of what `type` names."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]] = Field(init=False)
 
     type: Annotated[str, Field(pattern=f"^{USER_PATH}$"), InWords(USER_WORDS)] = Field(
         description="package.module:Name or file.py:Name (relative to the config)"

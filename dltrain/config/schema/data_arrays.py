@@ -9,7 +9,7 @@ from pydantic import Field
 from dltrain.config.schema.base import Component
 
 Side = Annotated[int, Field(ge=1, le=8192)]
-Scale = Literal["none", "standard", "minmax"]
+Scale = Literal["standard", "minmax", "none"]
 
 
 class Sklearn(Component):

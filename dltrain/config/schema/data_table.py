@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dltrain.config.schema.base import Component
+from dltrain.config.schema.data_arrays import Scale
 
 
 class Table(Component):
@@ -24,7 +25,7 @@ class Table(Component):
     categories: Literal["embedding", "onehot"] = Field(
         "embedding", description="how the model gets categories: as numbers to embed, or as 0/1 features"
     )
-    scale: Literal["standard", "minmax", "none"] = Field(
+    scale: Scale = Field(
         "standard",
         description="numbers to mean 0 and deviation 1 or to 0..1 (on the training split)",
     )

@@ -7,7 +7,6 @@ would break the loop.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from dltrain.config.schema.base import InWords
+from dltrain.names import did_you_mean
 
 _CONV = "in_channels? out_channels! kernel_size! stride padding dilation groups bias padding_mode"
 _CONV_TRANSPOSE = (
@@ -172,7 +172,7 @@ def _problems(settings: dict[Any, Any]) -> list[InitErrorDetails]:
             continue
         if name not in arguments:
             possible = ", ".join(arguments) or "none, it has no arguments"
-            near = _near(name, list(arguments))
+            near = did_you_mean(str(name), arguments)
             problems.append(_problem(name, value, f"unknown argument {name!r} of {layer}; possible: {possible}{near}"))
         elif not accepts(name, value):
             problems.append(_problem(name, value, f"{value!r} is not possible; possible: {ARGUMENTS[name].words}"))
@@ -207,18 +207,11 @@ def _error(message: str) -> PydanticCustomError:
     return PydanticCustomError("layer", "{message}", {"message": message})
 
 
-def _near(name: object, names: list[str]) -> str:
-    """Return "; did you mean ...?" with the nearest of `names`, whatever its case, or nothing."""
-    by_lower = {known.lower(): known for known in names}
-    nearest = get_close_matches(str(name).lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else ""
-
-
 def _advice(layer: object) -> str:
     """Return what to do about a layer that is not in the table."""
     if layer in ("Softmax", "LogSoftmax"):
         return "; leave it out, the loss applies it to the outputs"
-    return _near(layer, list(LAYERS)) or "; possible: layers of torch.nn with one input and one output"
+    return did_you_mean(str(layer), LAYERS) or "; possible: layers of torch.nn with one input and one output"
 
 
 class _LayerJsonSchema:

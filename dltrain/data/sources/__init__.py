@@ -6,7 +6,7 @@ A source is a plain class with
 * `fit(samples) -> dict`: what the training samples teach (scaling, vocabularies, sizes), as JSON values
 * `encode(samples, state) -> tuple of tensors`: the inputs of the model, by what `fit` returned
 * `read_inputs(paths, state) -> iterator of Samples`: unlabelled samples for prediction, in blocks
-* `fingerprint() -> str`: changes when the data change
+* `fingerprint(path=None) -> str`: changes when what `read(path)` reads does
 
 Class names, splits and target encoding are not its work.
 """

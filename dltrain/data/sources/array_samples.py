@@ -16,9 +16,8 @@ from torch import Tensor
 from dltrain.data.columns import Samples
 from dltrain.data.sources.fingerprint import fingerprint_arrays
 from dltrain.data.sources.scaling import Scale, apply_scaling, fit_scaling, image_statistics, row_blocks
+from dltrain.data.split import NAMES
 from dltrain.errors import ConfigError, DataError
-
-SPLITS = ("train", "val", "test")
 
 
 class Part(NamedTuple):
@@ -38,7 +37,7 @@ def from_arrays(data: Any, name: str, channels_last: bool = False) -> Samples:
     """
     splits = data if isinstance(data, dict) else {"": data}
     pairs = [isinstance(pair, tuple) and len(pair) == 2 for pair in splits.values()]
-    if not (splits and all(pairs) and splits.keys() <= {"", *SPLITS}):
+    if not (splits and all(pairs) and splits.keys() <= {"", *NAMES}):
         found = f"a dict of {', '.join(map(repr, data))}" if isinstance(data, dict) else type(data).__name__
         raise DataError(f"{name}: returned {found}; possible: (X, y), or a dict with 'train', 'val', 'test' of (X, y)")
     where = {split: f"{name}: {split}".removesuffix(": ") for split in splits}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from torch import Tensor
 from dltrain.data.columns import Samples
 from dltrain.data.sources.array_files import array_names, open_array
 from dltrain.data.sources.array_samples import (
-    SPLITS,
     Part,
     encode_arrays,
     fingerprint_samples,
@@ -25,7 +23,9 @@ from dltrain.data.sources.array_samples import (
 )
 from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.sources.scaling import BLOCK_BYTES, Scale
+from dltrain.data.split import NAMES
 from dltrain.errors import ConfigError, DataError
+from dltrain.names import did_you_mean
 
 _IDX_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
 _MAX_BLOCK_ROWS = 4096
@@ -72,10 +72,10 @@ class Arrays:
         """Yield unlabelled samples from .npy, .npz (the array `inputs`) and IDX files, in blocks."""
         return read_array_inputs(paths, self.inputs, self.channels_last)
 
-    def fingerprint(self) -> str:
-        """Return a hash of the files read."""
-        files = {file.path for pair in self._pairs(None) for file in (pair.inputs, pair.targets)}
-        return fingerprint_files((os.path.basename(path), path) for path in files)
+    def fingerprint(self, path: str | None = None) -> str:
+        """Return a hash of the files that `read(path)` reads."""
+        files = {file.path for pair in self._pairs(path) for file in (pair.inputs, pair.targets)}
+        return fingerprint_files((os.path.basename(file), file) for file in files)
 
     def _pairs(self, path: str | None) -> list[Pair]:
         """Return the arrays to read, without reading them."""
@@ -144,9 +144,9 @@ class UserArrays:
         """Yield unlabelled samples from .npy, .npz (the array "x") and IDX files, in blocks."""
         return read_array_inputs(paths, channels_last=self.channels_last)
 
-    def fingerprint(self) -> str:
-        """Return a hash of what `load` returned."""
-        return fingerprint_samples(self.read())
+    def fingerprint(self, path: str | None = None) -> str:
+        """Return a hash of what `read(path)` returns."""
+        return fingerprint_samples(self.read(path))
 
 
 class ArrayName(NamedTuple):
@@ -187,7 +187,7 @@ def _npz_pairs(path: str, names: list[str], inputs: str, targets: str) -> list[P
         return [Pair(ArrayName(path, inputs), ArrayName(path, targets))]
     patterns = ("{name}_{split}", "{split}_{name}")
     pairs = []
-    for split in SPLITS:
+    for split in NAMES:
         for pattern in patterns:
             x, y = (pattern.format(name=name, split=split) for name in (inputs, targets))
             if x in names and y in names:
@@ -235,7 +235,4 @@ def _read_whole(array: ArrayName) -> np.ndarray:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are {', '.join(map(repr, names)) or 'none'}"
+    return did_you_mean(name, names) or f"; there are {', '.join(map(repr, names)) or 'none'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dltrain.data.split import NAMES
 from dltrain.errors import DataError
+from dltrain.names import did_you_mean
 
 _IMAGE_NAME = re.compile(r"[^.].*\.(png|jpe?g|jpe|jfif|gif|bmp|dib|webp|tiff?|p[bgnp]m)", re.IGNORECASE)
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -79,8 +80,8 @@ def list_csv(path: str, path_column: str, target_columns: str | Sequence[str], s
     splits = None
     if split_column:
         for place, split in zip(where, rows[split_column], strict=True):
-            if split not in ("train", "val", "test"):
-                raise DataError(f"{place}, column {split_column!r}: {split!r}; possible: train, val, test")
+            if split not in NAMES:
+                raise DataError(f"{place}, column {split_column!r}: {split!r}; possible: {', '.join(NAMES)}")
         splits = np.array(rows[split_column])
     columns = [_to_targets(rows[column], where, column, text_is_fine=one_target) for column in wanted]
     return ImageFiles(
@@ -150,9 +151,8 @@ def _column_index(path: str, header: list[str], column: str) -> int:
         raise DataError(f"{path}: has {count} columns {column!r}")
     if not header:
         raise DataError(f"{path}: is empty")
-    close = difflib.get_close_matches(column, header, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(repr, header))}"
-    raise DataError(f"{path}: no column {column!r}; {hint}")
+    hint = did_you_mean(column, header) or f"; there are {', '.join(map(repr, header))}"
+    raise DataError(f"{path}: no column {column!r}{hint}")
 
 
 def _to_targets(cells: list[str], where: list[str], column: str, text_is_fine: bool) -> np.ndarray:

@@ -26,7 +26,8 @@ class Images:
     `path` is a folder with one folder for each class, or with train/, val/ and test/ of such folders; or a
     CSV with the columns `path_column` (default "path", relative to the CSV), `target` (default
     "label"; several are several targets) and, if given, `split_column`. `size`, a side or (H, W), may be None
-    if all images have one size. `channels` "auto" is 3 if any image is in colour, else 1. Relative paths are
+    if all images have one size. `channels` "auto" is 3 if any image is in colour, one of a later split too, else 1.
+    All images are decoded at once: one that is damaged stops the training, whatever its split. Relative paths are
     relative to `base`.
     """
 
@@ -94,11 +95,12 @@ class Images:
             _check_same_size(images, state["size"], block.__getitem__, new=True)
             yield Samples(_stack(images, state["channels"]), None, block.__getitem__, _take)
 
-    def fingerprint(self) -> str:
-        """Return a hash of the files, and of the CSV that lists them."""
-        files = self._list(self.path)
-        own = [] if os.path.isdir(self.path) else [(os.path.basename(self.path), self.path)]
-        return fingerprint_files([*own, *zip(files.names, files.paths, strict=True)])
+    def fingerprint(self, path: str | None = None) -> str:
+        """Return a hash of the images that `read(path)` reads, and of the CSV that lists them."""
+        path = self.path if path is None else path
+        files = self._list(path)
+        listed_in = [] if os.path.isdir(path) else [(os.path.basename(path), path)]
+        return fingerprint_files([*listed_in, *zip(files.names, files.paths, strict=True)])
 
     def _list(self, path: str) -> ImageFiles:
         if not os.path.isdir(path):

@@ -54,9 +54,9 @@ class Sklearn:
         """Yield unlabelled samples in blocks of bounded size from .npy and .npz (array "x")."""
         return read_array_inputs(paths)
 
-    def fingerprint(self) -> str:
-        """Return a hash of the data."""
-        return fingerprint_samples(self.read())
+    def fingerprint(self, path: str | None = None) -> str:
+        """Return a hash of what `read(path)` returns."""
+        return fingerprint_samples(self.read(path))
 
 
 def _load(name: Name) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import Samples
+from dltrain.data.sources.fingerprint import fingerprint_files
+from dltrain.data.sources.scaling import Scale
 from dltrain.data.sources.table_cells import (
     Kind,
     Place,
@@ -29,7 +31,6 @@ from dltrain.data.sources.table_cells import (
 from dltrain.data.sources.table_features import (
     Categories,
     Missing,
-    Scale,
     cell_place,
     encode_codes,
     encode_features,
@@ -39,9 +40,9 @@ from dltrain.data.sources.table_features import (
     missing_value,
 )
 from dltrain.data.sources.table_files import NAMELESS, TableFile, no_such_column
+from dltrain.data.split import NAMES
 from dltrain.errors import ConfigError, DataError
 
-_SPLITS = ("train", "val", "test")
 _MAX_LABEL_LENGTH = 1000
 
 
@@ -179,9 +180,10 @@ class Table:
         tensors = (torch.from_numpy(numeric), torch.from_numpy(categories))
         return tensors if category_index else tensors[:1]
 
-    def fingerprint(self) -> str:
-        """Return a short hash of the source's own file, which changes when the file does."""
-        return self._file(None).fingerprint()
+    def fingerprint(self, path: str | None = None) -> str:
+        """Return a hash of the file that `read(path)` reads."""
+        file = self._file(path).path
+        return fingerprint_files([(file.name, str(file))])
 
     def _check_settings(self) -> None:
         problems = []
@@ -251,7 +253,8 @@ class Table:
         numbers = to_numbers(name, column, at)
         if not all_integers(column) or np.abs(numbers).max() >= 2**63:
             return numbers
-        integers: np.ndarray = pc.cast(pc.cast(column, pa.string()), pa.int64()).to_numpy()
+        text = pc.replace_substring_regex(pc.cast(column, pa.string()), r"^\+", "")  # which Arrow's integers have not
+        integers: np.ndarray = pc.cast(text, pa.int64()).to_numpy()
         return integers
 
 
@@ -298,9 +301,9 @@ def _split_names(name: str, column: pa.ChunkedArray, place: Callable[[int], str]
     """Return (N,) of "train", "val" and "test". Raises DataError at anything else."""
     at = cell_place(place, name)
     text = to_text(name, column, at).fill_null("")
-    known = pc.is_in(text, value_set=pa.array(_SPLITS)).to_numpy()
+    known = pc.is_in(text, value_set=pa.array(NAMES)).to_numpy()
     if not known.all():
         row_index = int(known.argmin())
         value = text[row_index].as_py()
-        raise DataError(f"{at(row_index)}: {value!r} is none of {', '.join(_SPLITS)}")
+        raise DataError(f"{at(row_index)}: {value!r} is none of {', '.join(NAMES)}")
     return np.asarray(text.to_pylist(), np.str_)

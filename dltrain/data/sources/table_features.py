@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dltrain.data.sources.scaling import Scale
 from dltrain.data.sources.table_cells import (
     Kind,
     Place,
@@ -30,7 +31,6 @@ ColumnState = dict[str, Any]
 the training rows); unless ignored: policy (for missing values); categories: values, embedded; numbers and
 dates: features (list of {name, offset, scale, fill}), indicator; dates: zoned."""
 Categories = Literal["embedding", "onehot"]
-Scale = Literal["standard", "minmax", "none"]
 Missing = Literal["error", "drop", "mean", "median", "indicator"]
 MAX_ONEHOT_VALUES = 1000
 _MIN_ROWS_OF_IDENTIFIER = 20

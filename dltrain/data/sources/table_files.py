@@ -7,9 +7,7 @@ A missing cell is null in either format. Row numbers count data rows from 1, wit
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +19,12 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from dltrain.errors import DataError
+from dltrain.names import did_you_mean, shortened
 
 BLOCK_ROWS = 8192
 NAMELESS = ("Unnamed: ", "__index_level_")
 """How pandas names columns without a name, mostly a saved row index; here, too, those of CSV files."""
 _MIB = 1 << 20
-_HASHED_WHOLE_BYTES = 64 * _MIB
 _PARQUET, _GZIP, _ZIP = b"PAR1", b"\x1f\x8b", b"PK\x03\x04"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -90,20 +88,6 @@ class TableFile:
                 yield table.slice(start, BLOCK_ROWS)
         self._check_rows(num_rows)
 
-    def fingerprint(self) -> str:
-        """Return a short hash of name, size and content: all, or of over 64 MiB the first and last MiB."""
-        digest = hashlib.sha256(self._magic + self.path.name.encode())
-        size_bytes = self.path.stat().st_size
-        digest.update(f" {size_bytes}\n".encode())
-        with self.path.open("rb") as stream:
-            if size_bytes <= _HASHED_WHOLE_BYTES:
-                digest.update(stream.read())
-            else:
-                digest.update(stream.read(_MIB))
-                stream.seek(-_MIB, 2)
-                digest.update(stream.read())
-        return digest.hexdigest()[:16]
-
     def _parquet_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         file = pq.ParquetFile(self.path)
         for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=list(columns)):
@@ -153,7 +137,7 @@ class TableFile:
             while chunk := stream.read(_MIB):
                 end = (end + chunk)[-_MIB:]
         if not end.rstrip().endswith(b'"'):
-            start = _shortened(cell.rstrip())
+            start = shortened(cell.rstrip())
             raise DataError(f'{self.name}: row {num_rows}: a quote (") is not closed: {start!r}')
 
     def _delimiter(self) -> str:
@@ -260,7 +244,7 @@ class TableFile:
         hint = '; is a quote (") not closed?' if row.text.count('"') % 2 else ""
         cells = f"{row.actual_columns} cell{'s' if row.actual_columns > 1 else ''}"
         counts = f"{cells} where the header has {row.expected_columns}"
-        return f"row {row.number - 1}: {counts}: {_shortened(row.text)!r}{hint}"
+        return f"row {row.number - 1}: {counts}: {shortened(row.text)!r}{hint}"
 
     def _first_bad_text(self) -> str:
         """Return where a cell stands that is not UTF-8; reads the file again, as bytes."""
@@ -298,8 +282,7 @@ def _fits(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
 
 def no_such_column(file: str, name: str, columns: Sequence[str]) -> DataError:
     """Return the error that says: no such column, the nearest name, the columns there are."""
-    near = difflib.get_close_matches(name, columns, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    guess = did_you_mean(name, columns) or ";"
     listed = ", ".join(columns[:20]) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")
     hint = ""
     if len(columns) == 1:
@@ -316,12 +299,8 @@ def _check_names(file: str, names: Sequence[str]) -> None:
         first[name] = i
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 60 else text[:60] + "..."
-
-
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f", nor the folder {path.parent}"
-    near = difflib.get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (looked in {path.parent.resolve()})"
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    return did_you_mean(path.name, names) or f" (looked in {path.parent.resolve()})"

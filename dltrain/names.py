@@ -14,9 +14,14 @@ _LONGEST = 60
 
 def did_you_mean(name: str, possible: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest of `possible`, or "" when none is near."""
+    near = nearest(name, possible, 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def nearest(name: str, possible: Iterable[str], number: int, likeness: float = 0.6) -> list[str]:
+    """Return at most `number` of `possible` that are like `name`, whatever their case, the nearest first."""
     lowered = {candidate.lower(): candidate for candidate in possible}
-    nearest = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return f"; did you mean '{lowered[nearest[0]]}'?" if nearest else ""
+    return [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, number, likeness)]
 
 
 def either(words: Sequence[str], *, comma: bool = False) -> str:
@@ -47,6 +52,11 @@ def spell(value: Any) -> str:
 def shortened(text: str, longest: int = _LONGEST) -> str:
     """Return `text`, cut where it is too long for a message."""
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of somebody else's says, the first line of it, or of what kind it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def printable(text: str) -> str:
