@@ -60,6 +60,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         save_file(tensors, temporary, metadata=header)
+        temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -129,7 +130,9 @@ def find(path: Path, name: str = BEST) -> Path:
     for candidate in (folder / name, folder / LAST):
         if candidate.is_file():
             return candidate
-    raise CheckpointError(f"{path}: holds no checkpoint; is it a run directory, such as runs/digits/1?")
+    runs = sorted(entry.name for entry in path.iterdir() if (entry / "checkpoints").is_dir())
+    hint = f"it holds runs: {', '.join(runs[:10])}" if runs else "is it a run directory, such as runs/digits/1?"
+    raise CheckpointError(f"{path}: holds no checkpoint; {hint}")
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:

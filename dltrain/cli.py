@@ -91,7 +91,7 @@ def fit(
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a write may fail, but between two steps
     progress = Progress("off" if quiet else "on")
     summary = fit(file, root=out, resume=resume, progress=progress, trusted=trusted)
-    summary["set"] = {key: _value_at(file, key) for key in (option.partition("=")[0].strip() for option in overrides)}
+    summary["set"] = file.changes
     if json_:
         _print_json(summary)
     else:
@@ -261,13 +261,6 @@ def _end(message: str, code: int) -> None:
 
     sys.stderr.write(printable(message) + "\n")
     sys.exit(code)
-
-
-def _value_at(file: ConfigFile, key: str) -> Any:
-    value: Any = file.document.value
-    for part in key.split("."):
-        value = value[int(part)] if isinstance(value, list) else value[part]
-    return value
 
 
 def _print_json(value: Any) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = {"train": "#4477aa", "val": "#cc6677", "": "#228833"}
-_NO_CURVE = ("step", "epoch", "samples_per_s", "elapsed_s")
+_NO_CURVE = ("step", "epoch", "samples_per_s", "elapsed_s", "best")
 
 
 @contextlib.contextmanager
@@ -68,7 +68,11 @@ def _draw_panel(axis: Axes, title: str, members: list[str], rows: list[dict[str,
         if points:
             epochs, values = zip(*points, strict=True)
             axis.plot(epochs, values, color=_COLORS[split], label=split or None, marker=marker)
+    best = [row["epoch"] for row in rows if row.get("best")]
+    if best and len(rows) > 1:
+        axis.axvline(best[-1], color="#999999", linewidth=0.8, linestyle="--", label="best")
     axis.set_title(title, fontsize=10)
+    axis.locator_params(axis="x", integer=True)
     axis.set_xlabel("epoch", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,7 +11,9 @@ from dltrain.errors import ConfigError
 from dltrain.names import did_you_mean
 from dltrain.run import find_runs, is_locked, read_metrics
 
-_SHOWN = ("loss", "accuracy", "micro_f1", "rmse", "penalty")
+_ALWAYS = ("run", "state", "started", "epoch", "best_epoch")
+_METRICS = ("loss", "accuracy", "micro_f1", "rmse", "r2")
+_NOT_OF_THE_BEST = ("epoch", "best", "step", "samples_per_s", "elapsed_s", "lr")
 
 
 def list_runs(folder: Path, sort: str | None = None) -> list[dict[str, Any]]:
@@ -51,31 +54,48 @@ def show(rows: list[dict[str, Any]], folder: Path) -> None:
         err_console().print(f"no runs in {folder}", markup=False)
         return
     names = dict.fromkeys(key for row in rows for key in row)
-    shown = [n for n in names if n in ("run", "state", "epoch", "step", "started") or n.partition("/")[2] in _SHOWN]
+    shown = [name for name in names if name in _ALWAYS or "." in name or name.partition("/")[2] in _METRICS]
+    shown = [name for name in shown if not name.startswith("train/") or name == "train/loss"]
     cells = [[_text(name, row.get(name)) for name in shown] for row in rows]
     out_console().print(table(shown, cells))
 
 
 def _row(run: Path) -> dict[str, Any]:
+    """Return what is to be said of a run: how far it is, what `--set` changed, and the metrics of its best checkpoint."""
     metrics = read_metrics(run)
-    last = metrics[-1] if metrics else {}
-    started, finished = _log(run)
-    state = "running" if is_locked(run) else "finished" if finished else "stopped"
-    return {"run": str(run), "state": state, "started": started, **last}
+    best = next((row for row in reversed(metrics) if row.get("best")), metrics[-1] if metrics else {})
+    started, state = _log(run)
+    row = {"run": str(run), "state": "running" if is_locked(run) else state, "started": started}
+    if metrics:
+        row |= {"epoch": metrics[-1]["epoch"], "best_epoch": best["epoch"]}
+    return row | _changes(run) | {key: value for key, value in best.items() if key not in _NOT_OF_THE_BEST}
 
 
-def _log(run: Path) -> tuple[str, bool]:
-    """Return when the run started, as "YYYY-MM-DD HH:MM:SS", and whether it finished after its last start."""
+def _changes(run: Path) -> dict[str, Any]:
+    """Return the settings that `--set` gave the run, by dotted key."""
+    try:
+        changes = json.loads((run / "environment.json").read_text(encoding="utf-8"))["set"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return changes if isinstance(changes, dict) else {}
+
+
+def _log(run: Path) -> tuple[str, str]:
+    """Return when the run started, as "YYYY-MM-DD HH:MM:SS", and how it ended since: finished, stopped or failed."""
     try:
         lines = (run / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return "", False
-    events = [line[20:].partition(" ")[0] for line in lines]
-    last = next((event for event in reversed(events) if event in ("start", "resume", "finished")), "")
-    return lines[0][:19] if lines else "", last == "finished"
+        return "", "stopped"
+    messages = [line[20:] for line in lines]
+    last = next((m for m in reversed(messages) if m.startswith(("start", "resume", "finished", "ended by"))), "")
+    failed = last.startswith("ended by") and not last.startswith("ended by Stopped")
+    state = "finished" if last.startswith("finished") else "failed" if failed else "stopped"
+    return lines[0][:19] if lines else "", state
 
 
 def _text(name: str, value: Any) -> Any:
-    if name == "epoch" and isinstance(value, float):
+    if name in ("epoch", "best_epoch") and isinstance(value, float):
         return f"{value:.4g}"
-    return "-" if value is None else value
+    if name == "started":
+        return str(value)[5:16]
+    return "-" if value is None else value if isinstance(value, str | int | float) else str(value)

@@ -25,6 +25,7 @@ from dltrain.config.validate import ConfigFile, validate
 from dltrain.data.prepare import Inputs, input_transform, offered
 from dltrain.errors import ConfigError, DltrainError
 from dltrain.metrics import Metrics
+from dltrain.names import first_line
 from dltrain.seeds import WEIGHTS, seed_everything
 from dltrain.tasks import Task
 
@@ -108,7 +109,7 @@ def config_of(checkpoint: Checkpoint, where: str, overrides: Sequence[str] = ())
     document = Document(where, copy.deepcopy(checkpoint.meta["config"]))
     override(document, overrides)
     config: Config = validate(document)
-    return ConfigFile(config, document, checkpoint.meta["folder"], text="")
+    return ConfigFile(config, document, checkpoint.meta["folder"], text="", overrides=tuple(overrides))
 
 
 def build_augmentation(builder: Builder, network: Network, facts: dict[str, Any]) -> list[Transform]:
@@ -126,9 +127,8 @@ def build_augmentation(builder: Builder, network: Network, facts: dict[str, Any]
         except ConfigError as error:
             raise ConfigError(f"{builder.file.place(*keys)}: {error}") from None
         except Exception as error:  # whatever a transform of the user's own does
-            shape, first_line = tuple(x.shape), str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"{builder.file.place(*keys)}: cannot take a batch of shape {shape}: {first_line}"
+                f"{builder.file.place(*keys)}: cannot take a batch of shape {tuple(x.shape)}: {first_line(error)}"
             ) from error
     return transforms
 
@@ -197,9 +197,8 @@ def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_
     except DltrainError as error:
         raise type(error)(f"{place}: {error}") from None
     except Exception as error:  # whatever a model does with inputs of a wrong shape
-        first_line = str(error).strip().split("\n")[0]
         hint = "; set data.categories: onehot to have one input" if facts["source"].get("cardinalities") else ""
-        raise ConfigError(f"{place}: cannot take samples of shape {shapes}: {first_line}{hint}") from error
+        raise ConfigError(f"{place}: cannot take samples of shape {shapes}: {first_line(error)}{hint}") from error
     if not isinstance(output, Tensor) or tuple(output.shape) != (2, out_features):
         raise ConfigError(
             f"{place}: two samples give {_form(output)}; {network.task.type} needs shape (2, {out_features})"
@@ -230,8 +229,7 @@ def _try_loss(builder: Builder, network: Network, name: str, output: Tensor) -> 
     except DltrainError as error:
         raise type(error)(f"{place}: {error}") from None
     except Exception as error:  # whatever a loss of the user's own does
-        first_line = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{place}: cannot take {given}: {first_line}") from error
+        raise ConfigError(f"{place}: cannot take {given}: {first_line(error)}") from error
     if not isinstance(loss, Tensor) or loss.shape != ():
         raise ConfigError(f"{place}: gives {_form(loss)} for {given}; it must be one number, a tensor of shape ()")
     if not loss.requires_grad:

@@ -272,8 +272,10 @@ def _goal(builder: Builder, data: Prepared) -> Goal:
     config = builder.file.config
     split = "val" if "val" in data.splits else "train"
     if config.train.monitor is None:
-        # Mixed targets have no accuracy.
-        name = "loss" if split == "train" and config.regularization.mix is not None else PRIMARY[data.task.type]
+        # Mixed targets have no accuracy, and errors of targets in several units have no mean.
+        mixed = split == "train" and config.regularization.mix is not None
+        several_units = data.task.type == "regression" and data.task.num_outputs > 1
+        name = "loss" if mixed or several_units else PRIMARY[data.task.type]
         metric = f"{split}/{name}"
     else:
         metric = config.train.monitor

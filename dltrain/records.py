@@ -60,7 +60,7 @@ def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.de
     """Write config.yaml, resolved.yaml and environment.json."""
     run.write("config.yaml", file.text)
     run.write("resolved.yaml", resolved_text(file))
-    host = {**environment(device), "num_samples": facts["num_samples"]}
+    host = {**environment(device), "num_samples": facts["num_samples"], "set": file.changes}
     run.write("environment.json", json.dumps(host, indent=2) + "\n")
 
 

@@ -226,11 +226,12 @@ def fit(
                 state.elapsed_s = row["elapsed_s"] = time.perf_counter() - began
                 state.row = {name: finite_or_none(value) for name, value in row.items()}
                 state.scores.append(plan.goal.score(row))
+                state.row["best"] = state.best_is_last
                 state.reset_sums()
                 if state.best_is_last:
                     state.best = state.best_checkpoint(meta)
                 stopped_early = regularizer.early_stop(state.scores)
-                run.append_metrics(row)
+                run.append_metrics(state.row)
                 progress.row(row)
                 num_samples, row_began_s = 0, state.elapsed_s
 

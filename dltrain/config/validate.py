@@ -37,12 +37,25 @@ class ConfigFile:
     """Folder of the config file, relative to the working directory: paths inside the config start there."""
     text: str
     """The file as the user wrote it."""
+    overrides: tuple[str, ...] = ()
+    """The `section.key=value` options that changed it."""
 
     @property
     def name(self) -> str:
         """Name of the runs of this config: its own, or its file's with '-' for what a name cannot hold."""
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.document.name).stem).lstrip("._-")
         return self.config.name or stem or "run"
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What the overrides set, by dotted key, as read."""
+        changes = {}
+        for key in (option.partition("=")[0].strip() for option in self.overrides):
+            value: Any = self.document.value
+            for part in key.split("."):
+                value = value[int(part)] if isinstance(value, list) else value[part]
+            changes[key] = value
+        return changes
 
     def place(self, *keys: str | int) -> str:
         """Return where a message about the value at `keys` should point, with its dotted path."""
@@ -62,6 +75,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         document,
         folder=os.path.relpath(Path(path).resolve().parent),
         text=document.text,
+        overrides=tuple(overrides),
     )
 
 

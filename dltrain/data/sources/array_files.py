@@ -22,6 +22,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from dltrain.errors import DataError
+from dltrain.names import first_line
 
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DEFLATE_RATIO = 1032  # deflate cannot do better: https://zlib.net/zlib_tech.html
@@ -181,4 +182,4 @@ def _errors_of(name: str) -> Iterator[None]:
     except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError) as error:
         raise DataError(f"{name}: is damaged or truncated ({error})") from None
     except ValueError as error:
-        raise DataError(f"{name}: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{name}: {first_line(error)}") from None

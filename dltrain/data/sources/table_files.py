@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from dltrain.errors import DataError
-from dltrain.names import did_you_mean, shortened
+from dltrain.names import did_you_mean, first_line, shortened
 
 BLOCK_ROWS = 8192
 NAMELESS = ("Unnamed: ", "__index_level_")
@@ -212,7 +212,7 @@ class TableFile:
             raise DataError(f"{self.name}: {self._explanation(error)}") from None
 
     def _explanation(self, error: Exception) -> str:
-        message = str(error).split("\n")[0]
+        message = first_line(error)
         if self._magic == _PARQUET:
             return f"the Parquet file is damaged or incomplete: {message}"
         if isinstance(error, UnicodeDecodeError):
