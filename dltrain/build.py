@@ -34,6 +34,9 @@ _CALLED_WITH: dict[str | int, tuple[str, ...]] = {
 }
 """What a function of the user's own is called with, by where it stands in the config; the rest are its settings."""
 
+_PREFIX = "dltrain_user_"
+"""Of the names of modules that are imported from a user's file."""
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -82,7 +85,7 @@ class Builder:
         except Exception as error:  # whatever a user's code does
             if not isinstance(component, UserComponent):
                 raise
-            raise ConfigError(f"{self.file.place(*keys)}: {component.type} failed: {_first_line(error)}") from error
+            raise ConfigError(f"{self.file.place(*keys)}: {component.type} failed: {user_failure(error)}") from error
 
     def build_callable(
         self, component: Component, keys: tuple[str | int, ...], offered: Mapping[str, Any]
@@ -182,7 +185,7 @@ class Builder:
             if not isinstance(component, UserComponent):
                 raise
             hint = "" if module_name.endswith(".py") else "; a file of your own is written path/file.py:Name"
-            raise ConfigError(f"{place}: '{module_name}' cannot be imported: {_first_line(error)}{hint}") from error
+            raise ConfigError(f"{place}: '{module_name}' cannot be imported: {user_failure(error)}{hint}") from error
         found: Any = getattr(module, name, None)
         if not callable(found):
             names = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
@@ -205,7 +208,7 @@ class Builder:
 def _module_from_file(path: str) -> Any:
     """Import the module at `path` once a process."""
     file = Path(path).resolve()
-    name = f"dltrain_user_{file.stem}_{abs(hash(str(file))):x}"
+    name = f"{_PREFIX}{file.stem}_{abs(hash(str(file))):x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
@@ -261,11 +264,17 @@ def _in_steps(value: Any, clock: Clock | None) -> Any:
     return [_in_steps(item, clock) for item in value] if isinstance(value, list) else value
 
 
-def _first_line(error: BaseException) -> str:
+def is_users(error: BaseException) -> bool:
+    """Return whether an error was raised in, or on the way through, a file that a config names."""
+    files = {getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith(_PREFIX)}
+    return any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
+
+
+def user_failure(error: BaseException) -> str:
     """Return what went wrong in a user's code, and the last of its lines that led there."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    not_theirs = ("site-packages", "<frozen", __file__, importlib.__file__)
+    not_theirs = ("site-packages", "<frozen", str(Path(__file__).parent), importlib.__file__)
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

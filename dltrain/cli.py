@@ -108,8 +108,11 @@ def _config_of_fit(
         return load_config(config, overrides), None
     from dltrain import checkpoint as checkpoints
     from dltrain.network import config_of
+    from dltrain.run import is_locked
 
     assert resume is not None
+    if is_locked(resume):
+        raise ConfigError(f"--resume {resume}: another process is at work in this run directory")
     path = checkpoints.find(resume, checkpoints.LAST)
     return config_of(checkpoints.load(path), str(path), overrides), trust or []
 
@@ -230,14 +233,18 @@ def main() -> None:
         app()
     except DltrainError as error:
         _end(str(error), error.exit_code)
-    except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+    except Exception as error:
+        if _out_of_memory(error):
+            advice = "set train.micro_batch_size (without dropout and BatchNorm the result stays the same)"
+            _end(
+                f"out of memory: {str(error).partition(chr(10))[0]}; {advice} or a smaller model",
+                TrainingError.exit_code,
+            )
+        from dltrain.build import is_users, user_failure
+
+        if not is_users(error):
             raise
-        advice = "set train.micro_batch_size (the result stays the same) or a smaller model"
-        _end(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else ''}; {advice}",
-            TrainingError.exit_code,
-        )
+        _end(f"your own code failed: {user_failure(error)}", ConfigError.exit_code)
 
 
 def _prepare_streams() -> None:

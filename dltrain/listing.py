@@ -61,13 +61,13 @@ def show(rows: list[dict[str, Any]], folder: Path) -> None:
 
 
 def _row(run: Path) -> dict[str, Any]:
-    """Return what is to be said of a run: how far it is, what `--set` changed, and the metrics of its best checkpoint."""
+    """Return how far a run is, what `--set` changed in it, and the metrics of its best checkpoint."""
     metrics = read_metrics(run)
     best = next((row for row in reversed(metrics) if row.get("best")), metrics[-1] if metrics else {})
     started, state = _log(run)
-    row = {"run": str(run), "state": "running" if is_locked(run) else state, "started": started}
+    row: dict[str, Any] = {"run": str(run), "state": "running" if is_locked(run) else state, "started": started}
     if metrics:
-        row |= {"epoch": metrics[-1]["epoch"], "best_epoch": best["epoch"]}
+        row |= {"epoch": metrics[-1].get("epoch"), "best_epoch": best.get("epoch")}
     return row | _changes(run) | {key: value for key, value in best.items() if key not in _NOT_OF_THE_BEST}
 
 

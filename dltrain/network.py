@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dltrain import tasks
-from dltrain.build import Builder, parameters_of
+from dltrain.build import Builder, parameters_of, user_failure
 from dltrain.checkpoint import Checkpoint, load_weights, understood
 from dltrain.config.reader import Document, override
 from dltrain.config.schema import losses
@@ -197,8 +197,12 @@ def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_
     except DltrainError as error:
         raise type(error)(f"{place}: {error}") from None
     except Exception as error:  # whatever a model does with inputs of a wrong shape
-        hint = "; set data.categories: onehot to have one input" if facts["source"].get("cardinalities") else ""
-        raise ConfigError(f"{place}: cannot take samples of shape {shapes}: {first_line(error)}{hint}") from error
+        hint = (
+            "; set data.categories: onehot to have one input"
+            if isinstance(error, TypeError) and len(inputs) > 1
+            else ""
+        )
+        raise ConfigError(f"{place}: cannot take samples of shape {shapes}: {user_failure(error)}{hint}") from error
     if not isinstance(output, Tensor) or tuple(output.shape) != (2, out_features):
         raise ConfigError(
             f"{place}: two samples give {_form(output)}; {network.task.type} needs shape (2, {out_features})"

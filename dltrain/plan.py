@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dltrain.build import Builder, Clock
+from dltrain.build import Builder, Clock, parameters_of, user_failure
 from dltrain.config.durations import DurationValue, to_steps
 from dltrain.config.schema.base import Component, Settings, UserComponent
 from dltrain.data.batches import steps_per_epoch
@@ -163,7 +163,7 @@ def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) ->
     target, arguments = builder.target_and_arguments(settings, ("optimizer",), {"params": None}, None)
     # What a built-in optimizer has beside its arguments; a user's optimizer may use the names for something else.
     built_in: Any = None if isinstance(settings, UserComponent) else settings
-    defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in (parameters_of(target) or {}).items()}
     lr = arguments.get("lr", defaults.get("lr", 1e-3))
     with at(builder, "optimizer"):
         groups = parameter_groups(
@@ -254,8 +254,7 @@ def _try_penalty(builder: Builder, keys: Keys, penalty: Callable[[], Tensor]) ->
     try:
         value = penalty()
     except Exception as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{builder.file.place(*keys)}: failed: {type(error).__name__}: {first_line}") from error
+        raise ConfigError(f"{builder.file.place(*keys)}: failed: {user_failure(error)}") from error
     if not isinstance(value, Tensor) or value.dim() != 0:
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ConfigError(f"{builder.file.place(*keys)}: gives {found}; a penalty is a scalar tensor")

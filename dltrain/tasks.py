@@ -64,7 +64,7 @@ class Classification:
         best = probabilities.argmax(1).tolist()
         columns: dict[str, list[Any]] = {"prediction": [self.classes[index] for index in best]}
         for index, name in enumerate(self.classes):
-            columns[f"probability_{name}"] = probabilities[:, index].tolist()
+            columns[f"probability_{name}"] = [round(p, 6) for p in probabilities[:, index].tolist()]
         return columns
 
 
@@ -130,7 +130,7 @@ class Multilabel:
         joined = [self.separator.join(name for name, on in zip(self.labels, row, strict=True) if on) for row in chosen]
         columns: dict[str, list[Any]] = {"prediction": joined}
         for index, name in enumerate(self.labels):
-            columns[f"probability_{name}"] = probabilities[:, index].tolist()
+            columns[f"probability_{name}"] = [round(p, 6) for p in probabilities[:, index].tolist()]
         return columns
 
 

@@ -96,10 +96,18 @@ def test_other_data_are_encoded_as_the_training_was(tmp_path: Path) -> None:
 
 
 def test_data_that_changed_since_the_training_need_to_be_given(tmp_path: Path) -> None:
-    run = train(tmp_path)
-    write_arrays(tmp_path / "data.npz", seed=1)
+    by_ratio, by_keys = tmp_path / "ratio", tmp_path / "keys"
+    by_ratio.mkdir()
+    rng = np.random.default_rng(0)
+    np.savez(by_ratio / "data.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
+    run = train(by_ratio)
+    np.savez(by_ratio / "data.npz", x=rng.normal(size=(60, 6)).astype(np.float32), y=np.arange(60) % 3)
     with pytest.raises(DataError, match="the data have changed since the training"):
         evaluate(run)
+
+    run = train(by_keys)  # the keys of the file say which samples are for testing, whatever has changed
+    write_arrays(by_keys / "data.npz", seed=1)
+    assert evaluate(run)["notes"] == ["the data have changed since the training"]
 
 
 def test_classes_that_the_training_did_not_know_are_an_error(tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ def test_a_model_for_images_refuses_other_data(model):
         ("Pair, hidden: 3", "two samples give a tuple; classification needs shape (2, 3)"),
         (
             "Wide, hidden: 3",
-            "cannot take samples of shape (5,): mat1 and mat2 shapes cannot be multiplied (2x10 and 5x3)",
+            "cannot take samples of shape (5,): RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x10 and 5x3) "
+            "(own.py:19)",
         ),
         ("number", "own.py:number gives int, no torch.nn.Module"),
     ],

@@ -19,8 +19,8 @@ def json_schema() -> dict[str, Any]:
 def show_components(kind: str | None, name: str | None) -> None:
     """Print the kinds of components with their names, those of one kind, or one with its arguments.
 
-    A section without a type, such as "train", is a kind whose settings are shown. Raises ConfigError for an unknown kind
-    or name, with the nearest.
+    A section without a type, such as "train", is a kind whose settings are shown. Raises ConfigError for an unknown
+    kind or name, with the nearest.
     """
     from dltrain.console import out_console, table
 

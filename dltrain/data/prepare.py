@@ -81,7 +81,9 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
         "class_counts": _class_counts(task, splits["train"]),
         "fingerprint": _fingerprint(builder, source),
     }
-    notes = _notes_of(source)
+    notes = [*_notes_of(source), *_class_notes(task, facts["class_counts"])]
+    if "val" not in splits:
+        notes.append("no validation samples: checkpoints are compared by the training samples")
     if "val" in splits and _is_made_by_files(builder, everything, "val"):
         notes += _shared_samples("val", splits["val"], splits["train"])
     return Prepared(splits, task, facts, builder.file.config.task is None, notes)
@@ -95,21 +97,28 @@ def prepare_split(
     With `same_data` the config must be the trained one, and its data must not have changed; a note then says how many
     of the samples the model was trained on, if files made the split.
 
-    Raises DataError if the data are no longer those of the training: its split would mix seen and unseen samples.
+    Raises DataError if the data of a split by ratio have changed: it would mix seen and unseen samples.
     """
     source = open_source(builder)
-    if same_data and _fingerprint(builder, source) != facts["fingerprint"]:
+    try:
+        changed = same_data and _fingerprint(builder, source) != facts["fingerprint"]
+        everything = source.read()
+    except DataError as error:
+        raise DataError(f"{error}; if the data have moved, give them with --data") from None
+    by_files = _is_made_by_files(builder, everything, name)
+    if changed and not by_files:
         raise DataError(
             f"{builder.file.place('data')}: the data have changed since the training, so its {name} split cannot be "
             "told; give the data to evaluate with --data"
         )
-    everything = source.read()
     parts = _divide(builder, source, everything, facts["task"]["type"])
     if len(parts[name]) == 0:
         raise DataError(f"{builder.file.place('split')}: this config sets no {name} samples aside")
     task = tasks.from_facts(facts["task"])
     columns, notes = _encode(source, facts["source"], task, parts[name]), _notes_of(source)
-    if same_data and name != "train" and _is_made_by_files(builder, everything, name):
+    if changed:
+        notes.append("the data have changed since the training")
+    if same_data and name != "train" and by_files:
         notes += _shared_samples(name, columns, _encode(source, facts["source"], task, parts["train"]))
     return columns, notes
 
@@ -298,6 +307,15 @@ def _encode(source: Any, state: dict[str, Any], task: Task, samples: Samples) ->
     return columns
 
 
+def _class_notes(task: Task, counts: list[int] | None) -> list[str]:
+    """Return a note if there are classes with a single training sample, which may be slips of the pen."""
+    if not isinstance(task, tasks.Classification) or counts is None:
+        return []
+    single = [repr(name) for name, count in zip(task.classes, counts, strict=True) if count == 1]
+    shown = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
+    return [f"classes with a single training sample: {shown}"] if single else []
+
+
 def _class_counts(task: Task, train: Columns) -> list[int] | None:
     if task.type == "regression" or train.target is None:
         return None
@@ -312,8 +330,12 @@ def _notes_of(source: Any) -> list[str]:
 
 
 def _is_made_by_files(builder: Builder, samples: Samples, name: str) -> bool:
-    """Return whether the data or a file of its own say which samples are in a split."""
-    return samples.splits is not None or isinstance(getattr(builder.file.config.split, name), str)
+    """Return whether the data or a file of its own say which samples are in a split; training has what is left."""
+    if name == "train":
+        return all(_is_made_by_files(builder, samples, other) for other in ("val", "test"))
+    split = builder.file.config.split
+    given = split.val if name == "val" else split.test
+    return isinstance(given, str) or (samples.splits is not None and name in samples.splits)
 
 
 def _shared_samples(name: str, columns: Columns, train: Columns) -> list[str]:
