@@ -75,7 +75,6 @@ class Builder:
 
         Raises:
             ConfigError: with the place, if an argument is unknown, missing, or refused by the target.
-
         """
         target, arguments = self.target_and_arguments(component, keys, offered, clock)
         try:

@@ -71,7 +71,6 @@ def evaluate(
     Returns:
         checkpoint, step, split, num_samples, metrics (by name), labels, report (JSON values) and notes: what to know
         of the data, such as rows that were dropped.
-
     """
     file = checkpoints.find(Path(path))
     checkpoint = checkpoints.load(file)

@@ -98,7 +98,6 @@ def make_plan(builder: Builder) -> Plan:
     Raises:
         ConfigError: with the place in the config, if its parts do not fit the data or each other.
         DataError: if the data are wrong, with the file, the row and the column.
-
     """
     config, settings = builder.file.config, builder.file.config.train
     device = open_device(settings.device)

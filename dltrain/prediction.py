@@ -33,7 +33,6 @@ def predict(
         inputs: files or folders of the kind that the model was trained on.
         device: "auto", "cpu", "cuda" or "cuda:n".
         trusted: files and modules named by the checkpoint that may run.
-
     """
     file = checkpoints.find(Path(path))
     checkpoint = checkpoints.load(file)

@@ -68,12 +68,6 @@ def _flat(parameters: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def gradient_norm(parameters: list[Tensor]) -> Tensor:
-    """Return the Euclidean norm of all gradients as one vector; missing gradients count as zero."""
-    return _total_norm(_gradients(parameters))
-
-
-@torch.no_grad()
 def clip_norm(parameters: list[Tensor], *, max_norm: float = 1.0) -> Tensor:
     """Scale all gradients by one factor to a total norm of at most `max_norm`; return the norm before.
 

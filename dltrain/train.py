@@ -60,7 +60,6 @@ def fit(
         ConfigError, DataError, CheckpointError: before anything is trained.
         TrainingError: if the loss is not finite or memory runs out.
         Stopped: after a signal, with the checkpoint saved.
-
     """
     config, progress = file.config, progress or Progress("off")
 

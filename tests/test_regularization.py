@@ -174,7 +174,6 @@ def test_clip_adaptive_limits_each_unit_by_the_norm_of_its_weights() -> None:
         lambda ps: regularization.clip_norm(ps, max_norm=1.0),
         lambda ps: regularization.clip_value(ps, limit=1.0),
         lambda ps: regularization.clip_adaptive(ps),
-        regularization.gradient_norm,
     ],
 )
 def test_clipping_skips_missing_gradients_and_shows_infinite_ones(

@@ -23,7 +23,6 @@ def epoch_order(num_samples: int, seed: int, epoch: int, sampler: str, classes: 
         epoch: counted from 0.
         sampler: "shuffle", "sequential", or "balanced" (each class equally likely, with replacement).
         classes: (num_samples,) int64 class ids, for "balanced".
-
     """
     if sampler == "sequential":
         return torch.arange(num_samples)

@@ -69,13 +69,6 @@ class Columns:
         target = None if self.target is None else self.target.to(device)
         return Columns(tuple(x.to(device) for x in self.inputs), target)
 
-    def pinned(self) -> Columns:
-        """Return the columns in page-locked memory, from which copies to a GPU need no waiting."""
-        return Columns(
-            tuple(x.pin_memory() for x in self.inputs),
-            None if self.target is None else self.target.pin_memory(),
-        )
-
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""

@@ -57,7 +57,6 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
     Raises:
         ConfigError: if the config and the data do not fit together.
         DataError: if the data are wrong, with the file, the row and the column.
-
     """
     source = open_source(builder)
     everything = source.read()

@@ -28,7 +28,6 @@ def split_by_ratio(
     Raises:
         ConfigError: if the fractions leave nothing for training.
         DataError: if training, or a split whose fraction is not 0, would be empty.
-
     """
     if val + test >= 1:
         raise ConfigError(f"val {val:g} and test {test:g} leave nothing to train on; their sum must be below 1")
