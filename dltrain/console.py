@@ -115,7 +115,8 @@ class Progress:
         weight = state.weight_sum.item()
         loss = f"loss {state.loss_sum.item() / weight:.4f}" if weight else ""
         epoch = state.step // self._steps_per_epoch + 1
-        self._bar.update(self._task, completed=state.step, description=f"epoch {epoch}", loss=loss)
+        left = clock_text(state.elapsed_s / state.step * (self._total - state.step))
+        self._bar.update(self._task, completed=state.step, description=f"epoch {epoch}", loss=loss, left=left)
         self._bar.refresh()
 
     def row(self, row: dict[str, Any]) -> None:
@@ -136,7 +137,7 @@ class Progress:
         return clock_text(rate_s * (self._total - row["step"]))
 
     def _start_bar(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
         self._bar = Bar(
@@ -144,12 +145,12 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self._console,
             transient=True,
             auto_refresh=False,
         )
-        self._task = self._bar.add_task("", total=self._total, completed=self._start, loss="")
+        self._task = self._bar.add_task("", total=self._total, completed=self._start, loss="", left="")
         self._bar.start()
 
 

@@ -53,6 +53,7 @@ def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) 
             if file.config.train.threads is None:  # on their number hang the last bits
                 torch.set_num_threads(saved.meta["num_threads"])
         run.cut_metrics(state.step)
+        run.write("resolved.yaml", resolved_text(file))
     return run
 
 
