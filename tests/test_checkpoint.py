@@ -406,3 +406,16 @@ def test_data_reach_the_disk_before_the_name_and_the_name_before_the_return(
     monkeypatch.setattr(os, "replace", noting_replace)
     checkpoints.save(tmp_path / LAST, example())
     assert done == [f"fsync {LAST}.tmp", f"rename to {LAST}", f"fsync {tmp_path.name}"]
+
+
+def test_who_can_read_the_run_can_read_its_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoints.save(path, Checkpoint({"model/w": torch.zeros(1)}, {}))
+    assert path.stat().st_mode & 0o777 == tmp_path.stat().st_mode & 0o666
+
+
+def test_a_folder_of_runs_is_answered_with_the_runs_in_it(tmp_path: Path) -> None:
+    for number in ("1", "2"):
+        (tmp_path / number / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="holds no checkpoint; it holds runs: 1, 2"):
+        checkpoints.find(tmp_path)

@@ -18,7 +18,7 @@ from PIL import Image
 from dltrain import checkpoint as checkpoints
 from dltrain.checkpoint import LAST
 from dltrain.config.validate import load_config
-from dltrain.run import read_metrics
+from dltrain.run import Run, read_metrics
 from dltrain.train import fit
 from tests.small_runs import NUM_TEST, command, dltrain, dltrain_here, one_json, small_config, write_config
 
@@ -359,3 +359,25 @@ def test_the_package_can_be_used_from_python_as_from_the_shell(tmp_path: Path, n
     assert len(list(package.predict(run, [os.fspath(tmp_path / "x.npy")]))) == NUM_TEST
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = package.nothing
+
+
+@pytest.mark.slow
+def test_code_of_ones_own_that_fails_in_the_loop_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "calls = 0\ndef jitter(x, rng):\n    global calls\n    calls += 1\n    return x if calls < 4 else x[:, 100]\n"
+    )
+    write_config(tmp_path, {"augment": [{"type": "own.py:jitter"}]})
+    ended = dltrain("fit", "small.yaml", "--quiet", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("your own code failed: IndexError: index 100 is out of bounds")
+    assert ended.stderr.rstrip().endswith("(own.py:5)")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "failed" in dltrain("runs", cwd=tmp_path).stdout
+
+
+def test_a_run_that_is_at_work_is_not_resumed(tmp_path: Path, no_curves: None) -> None:
+    run = Path(fit(small_config(tmp_path), root=tmp_path / "runs")["run"])
+    with Run.open(run):
+        ended = dltrain_here("fit", "--resume", str(run), cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == f"--resume {run}: another process is at work in this run directory\n"

@@ -102,3 +102,21 @@ def test_the_table_shows_the_metrics(root: Path, capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "val/loss" in out
     assert "0.3000" in out
+
+
+def test_a_run_shows_its_best_row_what_was_set_and_how_it_failed(tmp_path: Path) -> None:
+    with Run.create(tmp_path, "a") as run:
+        for step, (loss, best) in enumerate([(0.5, True), (0.2, True), (0.9, False)], start=1):
+            run.append_metrics({"step": step, "epoch": float(step), "val/loss": loss, "best": best})
+    run.write("environment.json", json.dumps({"set": {"optimizer.lr": 0.1}}))
+    run.write("log.txt", "2026-01-01 10:00:00 start at step 0 of 9 on cpu\n2026-01-01 10:00:01 ended by TypeError: x\n")
+    (row,) = list_runs(tmp_path)
+    assert row == {
+        "run": str(run.folder),
+        "state": "failed",
+        "started": "2026-01-01 10:00:00",
+        "epoch": 3.0,
+        "best_epoch": 2.0,
+        "optimizer.lr": 0.1,
+        "val/loss": 0.2,
+    }

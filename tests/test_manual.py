@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -13,7 +14,7 @@ from dltrain.config.schema.data_arrays import Images
 from dltrain.config.schema.models import MLP
 from dltrain.config.schema.optimizers import Adam
 from dltrain.config.schema.schedules import Step
-from dltrain.config.schema.sections import KINDS, Config
+from dltrain.config.schema.sections import KINDS, Config, Regularization
 from dltrain.errors import ConfigError
 
 
@@ -81,3 +82,13 @@ def test_the_commands_print_without_torch_and_without_control_codes() -> None:
     table = subprocess.run([*command, "components", "loss"], capture_output=True, text=True, check=True)
     assert "\x1b" not in table.stdout
     assert "torch" not in schema.stderr + table.stderr
+
+
+@pytest.mark.parametrize("section", ["train", "split", "regularization", "early_stopping"])
+def test_a_section_is_shown_with_its_settings(section: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cls = (
+        Regularization.model_fields[section] if section in Regularization.model_fields else Config.model_fields[section]
+    )
+    text = shown(capsys, section)
+    (settings,) = [c for c in (cls.annotation, *get_args(cls.annotation)) if hasattr(c, "model_fields")]
+    assert [line.split()[0] for line in text.splitlines()[2:] if line[:1].strip()] == list(settings.model_fields)
