@@ -56,8 +56,19 @@ def show(rows: list[dict[str, Any]], folder: Path) -> None:
     names = dict.fromkeys(key for row in rows for key in row)
     shown = [name for name in names if name in _ALWAYS or "." in name or name.partition("/")[2] in _METRICS]
     shown = [name for name in shown if not name.startswith("train/") or name == "train/loss"]
-    cells = [[_text(name, row.get(name)) for name in shown] for row in rows]
-    out_console().print(table(shown, cells))
+    console = out_console()
+    for name in ("train/loss", "started", "val/loss", "epoch", "best_epoch", "state"):
+        if console.is_terminal and _width(shown, rows) > console.width and name in shown:
+            shown.remove(name)
+    console.print(table(shown, [[_text(name, row.get(name)) for name in shown] for row in rows]))
+
+
+def _width(names: list[str], rows: list[dict[str, Any]]) -> int:
+    """Return how many columns of a terminal the table takes."""
+    from dltrain.console import number_text
+
+    texts = [[number_text(_text(name, row.get(name))) for row in rows] for name in names]
+    return sum(2 + max(len(name), *map(len, column)) for name, column in zip(names, texts, strict=True))
 
 
 def _row(run: Path) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,7 +111,16 @@ def config_of(checkpoint: Checkpoint, where: str, overrides: Sequence[str] = ())
     document = Document(where, copy.deepcopy(checkpoint.meta["config"]))
     override(document, overrides)
     config: Config = validate(document)
-    return ConfigFile(config, document, checkpoint.meta["folder"], text="", overrides=tuple(overrides))
+    return ConfigFile(config, document, _folder_of(checkpoint, Path(where)), text="", overrides=tuple(overrides))
+
+
+def _folder_of(checkpoint: Checkpoint, path: Path) -> str:
+    """Return the folder that the config's relative paths start from: the one in which its data are found."""
+    meta = checkpoint.meta
+    data = str(meta["config"]["data"].get("path", "."))
+    from_run = os.path.relpath(path.parent.parent / str(meta.get("folder_from_run", ".")))
+    found = [folder for folder in (str(meta["folder"]), from_run) if Path(folder, data).exists()]
+    return found[0] if found else str(meta["folder"])
 
 
 def build_augmentation(builder: Builder, network: Network, facts: dict[str, Any]) -> list[Transform]:
@@ -192,8 +203,7 @@ def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_
     shapes = " and ".join(str(tuple(x.shape[1:])) for x in inputs)
     network.model.eval()
     try:
-        with torch.no_grad():
-            output = network.model(*inputs)
+        output = network.model(*inputs)
     except DltrainError as error:
         raise type(error)(f"{place}: {error}") from None
     except Exception as error:  # whatever a model does with inputs of a wrong shape
@@ -207,8 +217,10 @@ def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_
         raise ConfigError(
             f"{place}: two samples give {_form(output)}; {network.task.type} needs shape (2, {out_features})"
         )
+    if not output.requires_grad and any(parameter.requires_grad for parameter in network.model.parameters()):
+        raise ConfigError(f"{place}: its output has no gradient; is it detached, or computed under torch.no_grad()?")
     network.model.train()
-    return output
+    return output.detach()
 
 
 def _try_loss(builder: Builder, network: Network, name: str, output: Tensor) -> None:
@@ -233,7 +245,7 @@ def _try_loss(builder: Builder, network: Network, name: str, output: Tensor) -> 
     except DltrainError as error:
         raise type(error)(f"{place}: {error}") from None
     except Exception as error:  # whatever a loss of the user's own does
-        raise ConfigError(f"{place}: cannot take {given}: {first_line(error)}") from error
+        raise ConfigError(f"{place}: cannot take {given}: {user_failure(error)}") from error
     if not isinstance(loss, Tensor) or loss.shape != ():
         raise ConfigError(f"{place}: gives {_form(loss)} for {given}; it must be one number, a tensor of shape ()")
     if not loss.requires_grad:

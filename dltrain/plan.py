@@ -117,8 +117,7 @@ def make_plan(builder: Builder) -> Plan:
     optimizer, lr = build_optimizer(builder, network.model, device)
     regularizer = build_regularizer(builder, network.model, clock, example)
     schedule = builder.partial(config.schedule, ("schedule",), clock)
-    with at(builder, "schedule"):
-        schedule(0, clock.total_steps)
+    _try_schedule(builder, schedule, clock.total_steps)
 
     keeps_average = regularizer.average is not None or averages(optimizer)
     state = State(
@@ -259,6 +258,15 @@ def _try_penalty(builder: Builder, keys: Keys, penalty: Callable[[], Tensor]) ->
         raise ConfigError(f"{builder.file.place(*keys)}: gives {found}; a penalty is a scalar tensor")
 
 
+def _try_schedule(builder: Builder, schedule: Callable[[int, int], float], total_steps: int) -> None:
+    """Raise ConfigError if a schedule does not fit the training, or one of the user's own gives no factor."""
+    with at(builder, "schedule"):
+        for step in {0, total_steps // 2, total_steps - 1}:
+            factor = schedule(step, total_steps)
+            if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+                raise ConfigError(f"gives {factor!r} for step {step}; a factor of the learning rate is a number >= 0")
+
+
 def _needs_raw_targets(builder: Builder) -> bool:
     """Return whether the loss of the config wants regression targets in their own units."""
     loss = builder.file.config.loss
@@ -302,6 +310,11 @@ def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) 
         raise ConfigError(f"{file.place('regularization', 'average')}: {config.optimizer.type} is an average already")
     if config.regularization.sam is not None and config.train.precision == "float16":
         raise ConfigError(f"{file.place('regularization', 'sam')}: cannot be combined with float16; use bfloat16")
+    micro = config.train.micro_batch_size
+    if micro is not None and micro > size:
+        raise ConfigError(
+            f"{file.place('train', 'micro_batch_size')}: {micro} cannot take effect: train.batch_size is {size}"
+        )
     if config.train.drop_last and num_samples < size:
         raise ConfigError(
             f"{file.place('train', 'drop_last')}: drops every batch: {num_samples} samples are fewer than "

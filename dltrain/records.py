@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,20 @@ def resolved_text(file: ConfigFile) -> str:
     return write_text(file.config.model_dump())
 
 
-def meta(file: ConfigFile, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint holds besides the state: what is needed to build the network again anywhere."""
+def meta(file: ConfigFile, facts: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds besides the state: what is needed to build the network again anywhere.
+
+    The folder of the config is told from the working directory and from the run: either may have moved.
+    """
     config = {**file.config.model_dump(), "name": file.name}
     versions = {"torch": torch.__version__, "num_threads": torch.get_num_threads()}
-    return {"config": config, "folder": file.folder, "facts": facts, **versions}
+    folders = {"folder": file.folder, "folder_from_run": os.path.relpath(file.folder, run)}
+    return {"config": config, "facts": facts, **folders, **versions}
 
 
 def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], where: str) -> None:
     """Raise ConfigError if the config differs where it may not, DataError if the data have changed."""
-    before, after = _flat(saved.meta["config"]), _flat(meta(file, facts)["config"])
+    before, after = _flat(saved.meta["config"]), _flat({**file.config.model_dump(), "name": file.name})
     changed = [
         f"{file.place(*key.split('.'))}: is {after.get(key)!r}, the run was made with {before.get(key)!r}"
         for key in sorted(before.keys() | after.keys())

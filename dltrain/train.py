@@ -76,7 +76,7 @@ def fit(
         run = records.begin(Path(root), file, plan.data.facts, device)
     else:
         run = records.reopen(Path(resume), file, plan.data.facts, state)
-    meta = records.meta(file, plan.data.facts)
+    meta = records.meta(file, plan.data.facts, run.folder)
     run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {total_steps} on {device}")
     progress.begin(run.folder, plan.data, model, state.step, total_steps, epoch_steps)
 

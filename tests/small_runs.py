@@ -122,7 +122,7 @@ def result_of(run: Path) -> dict[str, Any]:
     for name in (checkpoints.LAST, checkpoints.BEST):
         saved = checkpoints.load(run / "checkpoints" / name)
         result |= {f"{name}/{key}": bytes_of(tensor) for key, tensor in saved.tensors.items()}
-        meta = {key: value for key, value in saved.meta.items() if key != "elapsed_s"}
+        meta = {key: value for key, value in saved.meta.items() if key not in ("elapsed_s", "folder_from_run")}
         meta["metrics"] = {key: value for key, value in meta["metrics"].items() if key not in TIMES}
         result[f"{name}/meta"] = meta
     return result

@@ -165,3 +165,15 @@ def test_an_evaluation_in_the_middle_leaves_dropout_on_for_the_training(tmp_path
         sizes = [16, 16, 16, 2] * 3 if len(rows) == 12 else [1]
         means.append(np.average([row["train/loss"] for row in rows], weights=sizes))
     assert means[0] == pytest.approx(means[1])
+
+
+def test_a_run_is_evaluated_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    run = train(project)
+    expected = evaluate(run)["metrics"]
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(run)["metrics"] == expected
+    project.rename(tmp_path / "moved")
+    assert evaluate(tmp_path / "moved" / run.relative_to(project))["metrics"] == expected

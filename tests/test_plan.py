@@ -9,6 +9,7 @@ import torch
 
 from dltrain.build import Builder
 from dltrain.config.durations import parse_interval
+from dltrain.config.validate import load_config
 from dltrain.errors import ConfigError
 from dltrain.network import Network
 from dltrain.plan import Plan, make_plan
@@ -23,6 +24,11 @@ def several(parameters): return parameters[0].abs().sum(dim=0)
 def broken(parameters): return undefined
 def vector(output, target): return torch.nn.functional.cross_entropy(output, target, reduction="none")
 def learning_rate(step, total, every): return 1.0
+def no_rate(step, total): return None
+
+class Detached(nn.Linear):
+    def __init__(self, in_features, num_classes): super().__init__(in_features, num_classes)
+    def forward(self, x): return super().forward(x).detach()
 """
 
 
@@ -63,6 +69,35 @@ def test_a_schedule_of_your_own_needs_all_of_its_arguments(tmp_path: Path) -> No
 def test_a_schedule_that_does_not_fit_the_training_is_said_with_its_place(tmp_path: Path) -> None:
     found = message(tmp_path, {"schedule": {"type": "cosine", "warmup": "500 steps"}})
     assert found == "schedule: warmup: 500 steps do not fit in a training of 12; possible: less than 12"
+
+
+def test_a_schedule_of_your_own_must_give_a_factor(tmp_path: Path) -> None:
+    found = message(tmp_path, {"schedule": {"type": "own.py:no_rate"}})
+    assert found == "schedule: gives None for step 0; a factor of the learning rate is a number >= 0"
+
+
+def test_a_model_that_cannot_learn_is_refused(tmp_path: Path) -> None:
+    small_config(tmp_path)
+    path = tmp_path / "small.yaml"
+    (tmp_path / "own.py").write_text(OWN)
+    text = path.read_text().replace("  hidden:\n  - 8\n", "").replace("type: mlp", "type: own.py:Detached")
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="its output has no gradient"):
+        make_plan(Builder(load_config(path)))
+
+
+def test_an_optimizer_without_a_type_is_the_default_one(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    small_config(tmp_path)
+    path.write_text(path.read_text().replace("  type: adamw\n", ""))
+    plan = make_plan(Builder(load_config(path)))
+    assert isinstance(plan.state.optimizer, torch.optim.AdamW)
+    assert plan.lr == 0.01
+
+
+def test_micro_batches_larger_than_the_batch_are_refused(tmp_path: Path) -> None:
+    found = message(tmp_path, {"train": {"micro_batch_size": 17}})
+    assert found == "train.micro_batch_size: 17 cannot take effect: train.batch_size is 16"
 
 
 def test_mixing_that_does_not_fit_the_data_is_said_with_its_place(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ FACTS: dict[str, Any] = {"fingerprint": "abc", "input_shapes": [[6]], "task": {"
 
 def saved(file: ConfigFile) -> Checkpoint:
     """Return a checkpoint as it comes back from the disk."""
-    return Checkpoint({}, json.loads(json.dumps(meta(file, FACTS))))
+    return Checkpoint({}, json.loads(json.dumps(meta(file, FACTS, Path("runs/small/1")))))
 
 
 def test_the_resolved_config_is_a_config_that_means_the_same(tmp_path: Path) -> None:

@@ -89,14 +89,17 @@ class OneOf:
     than all else between the command and its first error.
     """
 
-    def __init__(self, kind: str, classes: Sequence[type[Component]], *, user: bool = True) -> None:
+    def __init__(
+        self, kind: str, classes: Sequence[type[Component]], *, user: bool = True, default: str | None = None
+    ) -> None:
         self.kind = kind
+        self.default = default
         self.classes = {type_name(cls): cls for cls in classes}
         self.user = user
 
     def class_of(self, value: Any) -> type[Component] | None:
-        """Return the class of what a config says at this place; None if its `type` is missing or unknown."""
-        name = value.get("type") if isinstance(value, dict) else None
+        """Return the class of what a config says at this place; None if its `type` is unknown or missing."""
+        name = value.get("type", self.default) if isinstance(value, dict) else None
         if not isinstance(name, str):
             return None
         return UserComponent if self.user and ":" in name else self.classes.get(name)
@@ -107,7 +110,7 @@ class OneOf:
             return value
         cls = self.class_of(value)
         if cls is not None:
-            return cls.model_validate(value)
+            return cls.model_validate({"type": self.default, **value})
         if not isinstance(value, dict):
             problem = InitErrorDetails(type="dict_type", input=value)
         elif "type" not in value:
