@@ -58,6 +58,14 @@ class Builder:
     trusted: Sequence[str] | None = None
     """None: the user gave the config. Else it is a checkpoint's, and code that it names runs only if listed here."""
 
+    @contextlib.contextmanager
+    def at(self, *keys: str | int, only: type[DltrainError] = DltrainError) -> Iterator[None]:
+        """Context in which our errors, or `only` those of one kind, get the place of `keys` in the config."""
+        try:
+            yield
+        except only as error:
+            raise type(error)(f"{self.file.place(*keys)}: {error}") from error.__cause__
+
     def build(
         self,
         component: Component,
@@ -77,14 +85,15 @@ class Builder:
             ConfigError: with the place, if an argument is unknown, missing, or refused by the target.
         """
         target, arguments = self.target_and_arguments(component, keys, offered, clock)
-        try:
-            return target(**arguments)
-        except DltrainError as error:
-            raise type(error)(f"{self.file.place(*keys)}: {error}") from None
-        except Exception as error:  # whatever a user's code does
-            if not isinstance(component, UserComponent):
+        with self.at(*keys):
+            try:
+                return target(**arguments)
+            except DltrainError:
                 raise
-            raise ConfigError(f"{self.file.place(*keys)}: {component.type} failed: {user_failure(error)}") from error
+            except Exception as error:  # whatever a user's code does
+                if not isinstance(component, UserComponent):
+                    raise
+                raise ConfigError(f"{component.type} failed: {user_failure(error)}") from error
 
     def build_callable(
         self, component: Component, keys: tuple[str | int, ...], offered: Mapping[str, Any]

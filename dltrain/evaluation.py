@@ -14,7 +14,7 @@ from dltrain.build import Builder
 from dltrain.config.validate import load_config
 from dltrain.data.columns import Columns
 from dltrain.data.prepare import prepare_path, prepare_split
-from dltrain.device import autocast, open_device
+from dltrain.device import autocast, evaluating, open_device
 from dltrain.errors import ConfigError
 from dltrain.losses import count
 from dltrain.metrics import Metrics
@@ -30,24 +30,23 @@ def evaluate_columns(
 
     `model` is the one of the network, or its averaged form; it is left in the mode in which it came.
     """
-    device, was_training = network.device, model.training
-    model.eval()
+    device = network.device
     metrics = network.metrics()
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
     context = autocast(device, precision)
-    for start in range(0, len(columns), batch_size):
-        inputs = tuple(x[start : start + batch_size].to(device) for x in columns.inputs)
-        assert columns.target is not None
-        target = columns.target[start : start + batch_size].to(device)
-        with context:
-            output = model(*network.transform(inputs)).float()
-            loss = network.loss(output, target)
-        weight = count(network.loss, target)
-        loss_sum += loss.double() * weight
-        total += weight
-        metrics.update(output, target)
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(columns), batch_size):
+            inputs = tuple(x[start : start + batch_size].to(device) for x in columns.inputs)
+            assert columns.target is not None
+            target = columns.target[start : start + batch_size].to(device)
+            with context:
+                output = model(*network.transform(inputs)).float()
+                loss = network.loss(output, target)
+            weight = count(network.loss, target)
+            loss_sum += loss.double() * weight
+            total += weight
+            metrics.update(output, target)
     return float(loss_sum / total), metrics
 
 

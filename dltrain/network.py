@@ -25,6 +25,7 @@ from dltrain.config.schema.base import Component, type_name
 from dltrain.config.schema.sections import Config
 from dltrain.config.validate import ConfigFile, validate
 from dltrain.data.prepare import Inputs, input_transform, offered
+from dltrain.device import evaluating
 from dltrain.errors import ConfigError, DltrainError
 from dltrain.metrics import Metrics
 from dltrain.names import first_line
@@ -133,14 +134,13 @@ def build_augmentation(builder: Builder, network: Network, facts: dict[str, Any]
     for index, settings in enumerate(builder.file.config.augment):
         keys = ("augment", index)
         transforms.append(builder.build_callable(settings, keys, {}))
-        try:
-            x = transforms[-1](x, rng)
-        except ConfigError as error:
-            raise ConfigError(f"{builder.file.place(*keys)}: {error}") from None
-        except Exception as error:  # whatever a transform of the user's own does
-            raise ConfigError(
-                f"{builder.file.place(*keys)}: cannot take a batch of shape {tuple(x.shape)}: {first_line(error)}"
-            ) from error
+        with builder.at(*keys):
+            try:
+                x = transforms[-1](x, rng)
+            except ConfigError:
+                raise
+            except Exception as error:  # whatever a transform of the user's own does
+                raise ConfigError(f"cannot take a batch of shape {tuple(x.shape)}: {first_line(error)}") from error
     return transforms
 
 
@@ -198,28 +198,21 @@ def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_
 
     Returns the output.
     """
-    place = builder.file.place("model")
     inputs = network.example(facts)
     shapes = " and ".join(str(tuple(x.shape[1:])) for x in inputs)
-    network.model.eval()
-    try:
-        output = network.model(*inputs)
-    except DltrainError as error:
-        raise type(error)(f"{place}: {error}") from None
-    except Exception as error:  # whatever a model does with inputs of a wrong shape
-        hint = (
-            "; set data.categories: onehot to have one input"
-            if isinstance(error, TypeError) and len(inputs) > 1
-            else ""
-        )
-        raise ConfigError(f"{place}: cannot take samples of shape {shapes}: {user_failure(error)}{hint}") from error
-    if not isinstance(output, Tensor) or tuple(output.shape) != (2, out_features):
-        raise ConfigError(
-            f"{place}: two samples give {_form(output)}; {network.task.type} needs shape (2, {out_features})"
-        )
-    if not output.requires_grad and any(parameter.requires_grad for parameter in network.model.parameters()):
-        raise ConfigError(f"{place}: its output has no gradient; is it detached, or computed under torch.no_grad()?")
-    network.model.train()
+    with builder.at("model"), evaluating(network.model):
+        try:
+            output = network.model(*inputs)
+        except DltrainError:
+            raise
+        except Exception as error:  # whatever a model does with inputs of a wrong shape
+            one_expected = isinstance(error, TypeError) and len(inputs) > 1
+            hint = "; set data.categories: onehot to have one input" if one_expected else ""
+            raise ConfigError(f"cannot take samples of shape {shapes}: {user_failure(error)}{hint}") from error
+        if not isinstance(output, Tensor) or tuple(output.shape) != (2, out_features):
+            raise ConfigError(f"two samples give {_form(output)}; {network.task.type} needs shape (2, {out_features})")
+        if not output.requires_grad and any(parameter.requires_grad for parameter in network.model.parameters()):
+            raise ConfigError("its output has no gradient; is it detached, or computed under torch.no_grad()?")
     return output.detach()
 
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import fnmatch
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,15 +145,6 @@ def make_plan(builder: Builder) -> Plan:
     )
 
 
-@contextlib.contextmanager
-def at(builder: Builder, *keys: str | int) -> Iterator[None]:
-    """Context in which a ConfigError gets the place of `keys` in the config."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{builder.file.place(*keys)}: {error}") from None
-
-
 def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) -> tuple[Optimizer, float]:
     """Build the optimizer; return it and its learning rate. Its groups have a `base_lr` that the schedule scales."""
     settings = builder.file.config.optimizer
@@ -163,7 +153,7 @@ def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) ->
     built_in: Any = None if isinstance(settings, UserComponent) else settings
     defaults = {name: parameter.default for name, parameter in (parameters_of(target) or {}).items()}
     lr = arguments.get("lr", defaults.get("lr", 1e-3))
-    with at(builder, "optimizer"):
+    with builder.at("optimizer"):
         groups = parameter_groups(
             model.named_parameters(),
             lr,
@@ -215,10 +205,10 @@ def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example:
         max_norm = functools.partial(max_norm_, parameters, limit=settings.max_norm.limit)
     average, mixing = chosen(settings.average, "average"), chosen(settings.mix, "mix")
     if average is not None:
-        with at(builder, "regularization", "average"):
+        with builder.at("regularization", "average"):
             average(0, clock.total_steps)
     if mixing is not None:
-        with at(builder, "regularization", "mix"):
+        with builder.at("regularization", "mix"):
             mixing(example, torch.Generator(example[0].device))
     return Regularizer(
         penalties,
@@ -249,18 +239,19 @@ def matching(
 
 def _try_penalty(builder: Builder, keys: Keys, penalty: Callable[[], Tensor]) -> None:
     """Raise ConfigError if a penalty (of the user's own) gives no scalar tensor."""
-    try:
-        value = penalty()
-    except Exception as error:
-        raise ConfigError(f"{builder.file.place(*keys)}: failed: {user_failure(error)}") from error
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ConfigError(f"{builder.file.place(*keys)}: gives {found}; a penalty is a scalar tensor")
+    with builder.at(*keys):
+        try:
+            value = penalty()
+        except Exception as error:
+            raise ConfigError(f"failed: {user_failure(error)}") from error
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            found = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"gives a {found}; a penalty is a scalar tensor")
 
 
 def _try_schedule(builder: Builder, schedule: Callable[[int, int], float], total_steps: int) -> None:
     """Raise ConfigError if a schedule does not fit the training, or one of the user's own gives no factor."""
-    with at(builder, "schedule"):
+    with builder.at("schedule"):
         for step in {0, total_steps // 2, total_steps - 1}:
             factor = schedule(step, total_steps)
             if not isinstance(factor, int | float) or not 0 <= factor < math.inf:

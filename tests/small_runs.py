@@ -81,6 +81,11 @@ def small_config(folder: Path, sections: Sections | None = None) -> ConfigFile:
     return load_config(write_config(folder, sections))
 
 
+def train(folder: Path, sections: Sections | None = None) -> Path:
+    """Train the small config with `sections` and return its run directory."""
+    return Path(fit(small_config(folder, sections), root=folder / "runs")["run"])
+
+
 class StopAt(Progress):
     """Sends the process a signal after some steps, as Ctrl-C would at that moment."""
 

@@ -14,7 +14,6 @@ from dltrain import checkpoint as checkpoints
 from dltrain.checkpoint import LAST
 from dltrain.evaluation import evaluate
 from dltrain.run import read_metrics
-from dltrain.train import fit
 from tests.small_runs import (
     BATCH_SIZE,
     NUM_VAL,
@@ -23,17 +22,13 @@ from tests.small_runs import (
     dltrain,
     result_of,
     rows_of,
-    small_config,
+    train,
     weights_of,
     write_arrays,
     write_config,
 )
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-
-
-def train(folder: Path, sections: Sections | None = None) -> Path:
-    return Path(fit(small_config(folder, sections), root=folder / "runs")["run"])
 
 
 def weight_bytes(run: Path) -> dict[str, bytes]:

@@ -24,17 +24,13 @@ from tests.small_runs import (
     NUM_TRAIN,
     NUM_VAL,
     Sections,
-    small_config,
+    train,
     weights_of,
     write_arrays,
     write_config,
 )
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-
-
-def train(folder: Path, sections: Sections | None = None) -> Path:
-    return Path(fit(small_config(folder, sections), root=folder / "runs")["run"])
 
 
 def outputs_by_hand(run: Path, x: np.ndarray) -> torch.Tensor:

@@ -12,14 +12,9 @@ import torch
 
 from dltrain.errors import ConfigError, DataError
 from dltrain.prediction import predict, predict_to_file
-from dltrain.train import fit
-from tests.small_runs import Sections, small_config, write_arrays
+from tests.small_runs import train, write_arrays
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-
-
-def train(folder: Path, sections: Sections | None = None) -> Path:
-    return Path(fit(small_config(folder, sections), root=folder / "runs")["run"])
 
 
 def new_array(folder: Path, number: int = 9) -> str:

@@ -34,19 +34,16 @@ from tests.small_runs import (
     required_arguments,
     rows_of,
     small_config,
+    train,
     weights_of,
     write_arrays,
+    write_config,
 )
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
 TOTAL_STEPS = 3 * STEPS_PER_EPOCH
 IMAGES: Sections = {"model": {"type": "convnet", "channels": [4]}}
-
-
-def train(folder: Path, sections: Sections | None = None) -> Path:
-    """Train the small config with `sections` and return its run directory."""
-    return Path(fit(small_config(folder, sections), root=folder / "runs")["run"])
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -670,3 +667,21 @@ def test_a_run_leaves_the_files_that_it_promises(tmp_path: Path, monkeypatch: py
     }
     assert (run / "config.yaml").read_text() == (tmp_path / "small.yaml").read_text()
     assert load_config(run / "resolved.yaml").config == load_config(tmp_path / "small.yaml").config
+
+
+def test_a_part_that_a_model_keeps_in_evaluation_mode_stays_there(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "class Frozen(nn.Module):\n"
+        "    def __init__(self, in_features, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.norm = nn.BatchNorm1d(in_features).eval()\n"
+        "        self.head = nn.Linear(in_features, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.norm(x))\n"
+    )
+    path = write_config(tmp_path)
+    text = path.read_text().replace("  hidden:\n  - 8\n", "").replace("type: mlp", "type: own.py:Frozen")
+    path.write_text(text)
+    run = Path(fit(load_config(path), root=tmp_path / "runs")["run"])
+    assert weights_of(run)["norm.num_batches_tracked"] == 0

@@ -25,7 +25,7 @@ from dltrain.config.schema.sections import Split
 from dltrain.data.columns import Columns, Samples
 from dltrain.data.split import NAMES, count_shared, split_by_ratio
 from dltrain.data.transforms import Normalize
-from dltrain.errors import ConfigError, DataError, DltrainError
+from dltrain.errors import ConfigError, DataError
 from dltrain.tasks import Task
 
 Inputs = tuple[Tensor, ...]
@@ -193,10 +193,8 @@ def _divide(builder: Builder, source: Any, samples: Samples, kind: str) -> dict[
             raise DataError(f"{builder.file.place('data')}: the data set no samples aside for training")
     ratios = {n: 0.0 if n in parts else float(ratio) for n, ratio in (("val", split.val), ("test", split.test))}
     _check_ratio_settings(builder, any(ratios.values()), kind)
-    try:
+    with builder.at("split"):
         indices = split_by_ratio(len(rest), **ratios, seed=split.seed, strata=_strata(split, rest, kind))
-    except DltrainError as error:
-        raise type(error)(f"{builder.file.place('split')}: {error}") from None
     return {name: parts[name] if name in parts else rest.take(indices[name]) for name in NAMES}
 
 
@@ -263,21 +261,17 @@ def _task_type(builder: Builder, samples: Samples) -> str:
     settings = builder.file.config.task
     if samples.targets is None:
         raise DataError(f"{builder.file.place('data')}: the data have no targets")
-    try:
+    with builder.at("task", only=ConfigError):
         return tasks.infer_type(samples) if settings is None else settings.type
-    except ConfigError as error:
-        raise ConfigError(f"{builder.file.place('task')}: {error}") from None
 
 
 def _learn_task(builder: Builder, kind: str, train: Samples, raw_targets: bool) -> Task:
     settings = builder.file.config.task
-    try:
+    with builder.at("task", only=ConfigError):
         if kind == "classification":
             return tasks.Classification.learn(train)
         if kind == "multilabel":
             return tasks.Multilabel.learn(train, getattr(settings, "separator", "|"))
-    except ConfigError as error:
-        raise ConfigError(f"{builder.file.place('task')}: {error}") from None
     standardize: bool | None = getattr(settings, "standardize", None)
     if standardize and raw_targets:
         place = builder.file.place("task", "standardize")
