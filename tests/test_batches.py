@@ -57,3 +57,30 @@ def test_balanced_takes_classes_in_any_order():
     assert set(epoch_order(6, 0, 0, "balanced", classes).tolist()) <= set(range(6))
     drawn = torch.cat([epoch_order(6, 0, epoch, "balanced", classes) for epoch in range(50)])
     assert set(drawn.tolist()) == set(range(6))
+
+
+def test_sequences_are_drawn_with_others_of_like_length():
+    lengths = torch.randint(1, 100, (1000,), generator=torch.Generator().manual_seed(0))
+    order = epoch_order(1000, 0, 0, "shuffle", lengths=lengths, batch_size=32)
+    assert sorted(order.tolist()) == list(range(1000))
+    batches = lengths[order[: 1000 // 32 * 32]].view(-1, 32)
+    assert (1 - batches.sum() / (batches.amax(1).sum() * 32)) < 0.04  # is padding
+    means = batches.float().mean(1)
+    assert not torch.equal(means, means.sort().values)  # short and long batches alternate
+
+
+def test_batches_of_sequences_are_a_function_of_seed_and_epoch():
+    lengths = torch.arange(100) % 7
+    draw = [
+        epoch_order(100, seed, epoch, "shuffle", None, lengths, 8).tolist() for seed, epoch in ((0, 1), (0, 1), (0, 2))
+    ]
+    assert draw[0] == draw[1] != draw[2]
+
+
+def test_the_last_batch_of_sequences_is_the_one_that_is_not_full():
+    lengths = torch.arange(70)
+    order = epoch_order(70, 0, 0, "shuffle", lengths=lengths, batch_size=32)
+    first, second, rest = order[:32], order[32:64], order[64:]
+    assert len(rest) == 6
+    spans = [lengths[part].max() - lengths[part].min() for part in (first, second, rest)]
+    assert max(spans) < 70 // 2

@@ -1,7 +1,8 @@
 """The data contract: what a source reads (`Samples`) and what the loop trains on (`Columns`).
 
 A source reads files once into `Samples`; a split chooses rows; what the training rows teach (scaling, vocabulary)
-is fitted on them alone; then each split is encoded into `Columns`, tensors from which a batch is one gather.
+is fitted on them alone; then each split is encoded into `Columns`, from which a batch is one gather a column. A column
+is a tensor where all samples have one shape, and `Ragged` where their lengths differ.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+PADDING = 0
+"""The token that fills up shorter sequences of inputs."""
+IGNORED = -100
+"""The same in targets: no loss and no metric counts it."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +54,115 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """One split as tensors of equal length, the form in which the loop, evaluation and prediction see data."""
+class Ragged:
+    """N sequences of different lengths, all in one tensor, of which each is a stretch.
 
-    inputs: tuple[Tensor, ...]
-    """Each (N, ...): what the model is called with."""
-    target: Tensor | None
-    """(N,) int64 class ids, or (N, K) float32; None for unlabelled samples."""
+    Columns may share the tensor: a text, and as its target the same text one token later.
+    """
+
+    values: Tensor
+    """(T, ...): all sequences."""
+    starts: Tensor
+    """(N,) int64: where each begins in `values`."""
+    lengths: Tensor
+    """(N,) int64."""
+    padding: int = PADDING
+    """What fills a batch up to its longest sequence."""
+
+    @classmethod
+    def from_lengths(cls, values: Tensor, lengths: Tensor, padding: int = PADDING) -> Ragged:
+        """Return sequences that stand one after the other in `values`."""
+        return cls(values, lengths.cumsum(0) - lengths, lengths, padding)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, indices: Tensor | slice) -> Tensor:
+        """Return (B, L, ...) the sequences at `indices`, L as long as the longest and at least 1.
+
+        Whole numbers come as int64, however narrow `values` are.
+        """
+        starts, lengths = self.starts[indices], self.lengths[indices]
+        longest = max(1, int(lengths.max())) if len(lengths) else 1
+        positions = torch.arange(longest)
+        beyond = positions >= lengths.unsqueeze(1)
+        chosen = (starts.unsqueeze(1) + positions).masked_fill_(beyond, 0)
+        if len(self.values) == 0:  # every sequence is empty
+            padded = self.values.new_full((*chosen.shape, *self.values.shape[1:]), self.padding)
+        else:
+            padded = self.values[chosen]
+            padded[beyond] = self.padding
+        return padded if padded.is_floating_point() else padded.long()
+
+
+Column = Tensor | Ragged
+
+
+def shape_of(column: Column) -> tuple[int, ...]:
+    """Return the shape of a sample; of sequences, of the longest."""
+    if isinstance(column, Tensor):
+        return tuple(column.shape[1:])
+    longest = int(column.lengths.max()) if len(column) else 0
+    return max(1, longest), *column.values.shape[1:]
+
+
+def type_of(column: Column) -> torch.dtype:
+    """Return the type of the elements of a batch."""
+    if isinstance(column, Tensor):
+        return column.dtype
+    return column.values.dtype if column.values.is_floating_point() else torch.int64
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One split as columns of equal length, the form in which the loop, evaluation and prediction see data."""
+
+    inputs: tuple[Column, ...]
+    """Each of N samples (...): what the model is called with."""
+    target: Column | None
+    """(N,) int64 class ids, (N, K) float32, or sequences of token ids; None for unlabelled samples."""
 
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return (inputs, target) on `device` of the labelled samples at `indices` (int64): one gather a tensor."""
+    def batch(self, indices: Tensor | slice, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return (inputs, target) on `device` of the labelled samples at `indices` (int64): one gather a column.
+
+        They are no part of the columns, which may be memory that cannot be written to: a model may work in place.
+        """
         assert self.target is not None
-        return tuple(x[indices].to(device) for x in self.inputs), self.target[indices].to(device)
+        copy = isinstance(indices, slice)  # of a tensor it gives a view
+        inputs = tuple(x[indices].to(device, copy=copy) for x in self.inputs)
+        return inputs, self.target[indices].to(device, copy=copy)
 
     def to(self, device: torch.device) -> Columns:
-        """Return the columns on `device`."""
-        target = None if self.target is None else self.target.to(device)
-        return Columns(tuple(x.to(device) for x in self.inputs), target)
+        """Return the columns on `device`. Only for tensors: the lengths of sequences are needed on the CPU."""
+        target = None if self.target is None else _tensor(self.target).to(device)
+        return Columns(tuple(_tensor(x).to(device) for x in self.inputs), target)
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """(N,) int64: of each sample's longest sequence, by which batches are made; None without sequences."""
+        lengths = [x.lengths for x in self._all if isinstance(x, Ragged)]
+        return torch.stack(lengths).amax(0) if lengths else None
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self.inputs[0].device
+        first = self.inputs[0]
+        return first.device if isinstance(first, Tensor) else first.values.device
 
     @property
     def size_bytes(self) -> int:
         """Memory that the tensors take."""
-        tensors = self.inputs if self.target is None else (*self.inputs, self.target)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        tensors = {id(t): t for t in (x if isinstance(x, Tensor) else x.values for x in self._all)}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    @property
+    def _all(self) -> tuple[Column, ...]:
+        return self.inputs if self.target is None else (*self.inputs, self.target)
+
+
+def _tensor(column: Column) -> Tensor:
+    assert isinstance(column, Tensor), "sequences stay on the CPU"
+    return column

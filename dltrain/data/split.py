@@ -5,9 +5,13 @@ And, where files say it, whether the splits share samples.
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Iterator
 
-from dltrain.data.columns import Columns
+import numpy as np
+from torch import Tensor
+
+from dltrain.data.columns import Column, Columns
 from dltrain.errors import ConfigError, DataError
 
 NAMES = ("train", "val", "test")
@@ -50,6 +54,20 @@ def split_by_ratio(
     return {name: np.sort(parts[name]) for name in NAMES}
 
 
+def split_in_order(num_samples: int, val: float, test: float) -> dict[str, np.ndarray]:
+    """Return sorted int64 indices of "train", "val" and "test": the first samples, those that follow, and the last.
+
+    For samples that are neighbours in a text or in time, where a random split would test on what it trained on.
+    Raises DataError if a split that is asked for would be empty.
+    """
+    num_val, num_test = math.ceil(val * num_samples), math.ceil(test * num_samples)
+    num_train = num_samples - num_val - num_test
+    if num_train < 1:
+        raise DataError(f"val {val:g} and test {test:g} of {num_samples} samples leave none to train on")
+    bounds = np.cumsum([num_train, num_val])
+    return dict(zip(NAMES, np.split(np.arange(num_samples), bounds), strict=True))
+
+
 def count_shared(columns: Columns, train: Columns) -> int:
     """Return how many samples of `columns` are in `train`, too: equal in all of their inputs."""
     trained_on = set(_row_hashes(train))
@@ -58,8 +76,18 @@ def count_shared(columns: Columns, train: Columns) -> int:
 
 def _row_hashes(columns: Columns) -> list[int]:
     """Return a number for each sample, equal where all of its inputs are."""
-    arrays = [x.reshape(len(x), -1).numpy() for x in columns.inputs]
-    return [hash(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(columns))]
+    parts = [_row_bytes(x) for x in columns.inputs]
+    return [hash(b"".join(row)) for row in zip(*parts, strict=True)]
+
+
+def _row_bytes(column: Column) -> Iterator[bytes]:
+    """Yield the values of each sample as bytes."""
+    if isinstance(column, Tensor):
+        yield from (row.tobytes() for row in column.reshape(len(column), -1).numpy())
+        return
+    values = column.values.numpy()
+    for start, length in zip(column.starts.tolist(), column.lengths.tolist(), strict=True):
+        yield length.to_bytes(8, "little") + values[start : start + length].tobytes()
 
 
 def _interleave(order: np.ndarray, strata: np.ndarray) -> np.ndarray:
