@@ -28,7 +28,11 @@ def save(path: Path, array: np.ndarray, **options: Any) -> Path:
 
 
 def decode(path: Path, size: tuple[int, int] | None = None, resize: str = "stretch") -> np.ndarray:
-    return image_decoding.decode_all([str(path)], size, resize, lambda i: path.name)[0]
+    decoded = image_decoding.decode_all([str(path)], size, resize)
+    if decoded.problems:
+        raise DataError(f"{path.name}: {decoded.problems[0]}")
+    image: np.ndarray = decoded.pixels[0]
+    return image
 
 
 def two_classes(root: Path) -> Path:
@@ -364,6 +368,53 @@ def test_decoding_uses_threads_and_keeps_the_order(tmp_path: Path, monkeypatch: 
         np.testing.assert_array_equal(samples.inputs[i], np.asarray(Image.open(samples.place(i))).transpose(2, 0, 1))
 
 
+def test_a_colour_that_comes_late_widens_what_was_grey(tmp_path: Path) -> None:
+    for i in range(200):
+        save(tmp_path / f"a/{i:03d}.png", GREY + i % 10)
+    save(tmp_path / "a/150.png", RGB)
+    (tmp_path / "a/000.png").write_text("no image")
+    samples = Images(str(tmp_path), on_bad_sample="skip").read()
+    assert samples.inputs.shape == (199, 3, 6, 8)
+    for i in range(1, 200):
+        expected = RGB.transpose(2, 0, 1) if i == 150 else np.stack([GREY + i % 10] * 3)
+        np.testing.assert_array_equal(samples.inputs[i - 1], expected)
+
+
+def test_bad_images_can_be_left_out(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "root")
+    (root / "a/1.png").write_text("hello")
+    (root / "b/1.png").write_bytes(b"")
+    source = Images(str(root), on_bad_sample="skip")
+    samples = source.read()
+    assert samples.targets is not None
+    assert samples.targets.tolist() == ["a", "b"]
+    assert samples.place(0) == f"{root}/a/2.png"
+    np.testing.assert_array_equal(samples.inputs, [GREY[None]] * 2)
+    assert source.num_skipped == 2
+    (note,) = source.notes
+    assert note.startswith(f"2 of 4 images cannot be read and are left out; the first: {root}/a/1.png: is not an image")
+    for name in ("a/2.png", "b/deep/2.PNG"):
+        (root / name).write_bytes(b"")
+    with pytest.raises(DataError, match="4 of 4 images cannot be read"):
+        Images(str(root), on_bad_sample="skip").read()
+
+
+def test_no_image_to_predict_for_is_left_out(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "root")
+    source = Images(str(root), on_bad_sample="skip")
+    state = source.fit(source.read())
+    (root / "a/1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a/1.png: is empty"):
+        list(source.read_inputs([str(root)], state))
+
+
+def test_another_size_is_no_reason_to_leave_an_image_out(tmp_path: Path) -> None:
+    root = two_classes(tmp_path)
+    save(root / "b/3.png", np.zeros((9, 7), np.uint8))
+    with pytest.raises(DataError, match=r"b/3.png: is 9 x 7 pixels .* set size, for example size: 6$"):
+        Images(str(root), on_bad_sample="skip").read()
+
+
 # CSV of paths
 
 
@@ -500,3 +551,11 @@ def test_the_fingerprint_is_of_the_images_alone(tmp_path: Path) -> None:
     (root / ".DS_Store").write_text("left behind by a file manager")
     (root / "a" / "notes.txt").write_text("no image")
     assert Images(str(root)).fingerprint() == first
+
+
+def test_the_files_are_those_that_are_read(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "one")
+    names = ["a/1.png", "a/2.png", "b/1.png", "b/deep/2.PNG"]
+    assert Images(str(root)).files() == [(name, f"{root}/{name}") for name in names]
+    path = write_csv(tmp_path / "two", "path,label\nimg/2.png,dog\n")
+    assert Images("x").files(path) == [("labels.csv", path), ("img/2.png", f"{tmp_path}/two/img/2.png")]

@@ -181,11 +181,12 @@ def test_test_samples_that_were_trained_on_are_pointed_out():
     trained = builder(TABLE, "split={val: 0.2, test: t.csv}")
     data = prepare(trained)
     in_train = set(data.splits["train"].inputs[0].flatten().tolist())
-    columns, notes = prepare_split(trained, data.facts, "test")
+    split = prepare_split(trained, data.facts, "test")
+    columns, notes = split.columns, split.notes
     num_shared = sum(x in in_train for x in columns.inputs[0].flatten().tolist())
     assert num_shared > 0
     assert notes == [f"{num_shared} of 8 test samples are also in train"]
-    assert prepare_split(trained, data.facts, "train")[1] == []
+    assert prepare_split(trained, data.facts, "train").notes == []
 
 
 def test_samples_of_another_config_are_not_compared_with_what_it_would_train_on():
@@ -193,7 +194,7 @@ def test_samples_of_another_config_are_not_compared_with_what_it_would_train_on(
     table("t.csv", 8)
     facts = prepare(builder(TABLE)).facts
     other = builder(TABLE, "split={val: 0.2, test: t.csv}")
-    assert prepare_split(other, facts, "test", same_data=False)[1] == []
+    assert prepare_split(other, facts, "test", same_data=False).notes == []
 
 
 # ---- classes come from the training split
@@ -337,7 +338,7 @@ def test_the_test_samples_are_the_ones_that_were_set_aside():
     text = f"{TABLE[:-1]}, scale: none}}\nsplit: {{val: 0.2, test: 0.2}}"
     trained = builder(text)
     data = prepare(trained)
-    test, _ = prepare_split(trained, data.facts, "test")
+    test = prepare_split(trained, data.facts, "test").columns
     rows = [x for columns in (*data.splits.values(), test) for x in columns.inputs[0].flatten().tolist()]
     assert sorted(rows) == list(range(60))
 
@@ -347,7 +348,7 @@ def test_a_split_cannot_be_told_once_the_data_have_changed():
     table("v.csv", 10)
     trained = builder(f"{TABLE}\nsplit: {{val: v.csv}}")
     facts = prepare(trained).facts
-    assert len(prepare_split(trained, facts, "test")[0]) == 6
+    assert len(prepare_split(trained, facts, "test").columns) == 6
     message = (
         "c.yaml:1:7: data: the data have changed since the training, so its test split cannot be told; "
         "give the data to evaluate with --data"
@@ -357,7 +358,7 @@ def test_a_split_cannot_be_told_once_the_data_have_changed():
         prepare_split(trained, facts, "test")
     assert str(caught.value) == message
     table("v.csv", 10)
-    assert len(prepare_split(trained, facts, "test")[0]) == 6
+    assert len(prepare_split(trained, facts, "test").columns) == 6
     table(size=61)
     with pytest.raises(DataError):
         prepare_split(trained, facts, "test")
@@ -397,6 +398,6 @@ def test_other_files_are_encoded_as_the_training_taught():
     write_table("data.csv", {"u": [0.0, 10.0] * 30, "t": ["x", "y"] * 30})
     write_table("other.csv", {"u": [5.0, 25.0], "t": ["y", "y"]})
     trained = builder(TABLE)
-    columns, _ = prepare_path(trained, prepare(trained).facts, "other.csv")
+    columns = prepare_path(trained, prepare(trained).facts, "other.csv").columns
     assert columns.inputs[0].flatten().tolist() == pytest.approx([0.0, 4.0], abs=1e-5)
     assert columns.target.tolist() == [1, 1]

@@ -466,7 +466,7 @@ def test_wrong_places(tmp_path):
     assert message(Table("peple.csv", "label", base=str(tmp_path))) == (
         "peple.csv: no such file; did you mean 'people.csv'?"
     )
-    assert message(Table(".", "label", base=str(tmp_path))) == ".: is a folder, not a CSV or Parquet file"
+    assert message(Table(".", "label", base=str(tmp_path))) == ".: is a folder, not a CSV, JSON lines or Parquet file"
     write(tmp_path, gzip.compress(PEOPLE.encode() * 500)[:-200], "cut.csv.gz")
     assert message(Table("cut.csv.gz", "label", base=str(tmp_path))).startswith("cut.csv.gz: cannot be read as CSV")
 

@@ -22,13 +22,17 @@ from dltrain import tasks
 from dltrain.build import Builder
 from dltrain.config.schema.base import UserComponent
 from dltrain.config.schema.sections import Split
-from dltrain.data.columns import Columns, Samples
-from dltrain.data.split import NAMES, count_shared, split_by_ratio
+from dltrain.data.cache import Entry, cached
+from dltrain.data.columns import Columns, Samples, shape_of, type_of
+from dltrain.data.split import NAMES, count_shared, split_by_ratio, split_in_order
 from dltrain.data.transforms import Normalize
 from dltrain.errors import ConfigError, DataError
 from dltrain.tasks import Task
 
 Inputs = tuple[Tensor, ...]
+_OF_TEXT = ("vocab_size", "max_length", "shared_vocabulary")
+"""What models of text are told, by the names that it has in the facts of a source."""
+_ROWS_AT_ONCE = 4096
 _RARE = 10  # fewer than this could not be divided by the usual ratios
 
 
@@ -41,6 +45,17 @@ class Prepared:
     facts: dict[str, Any]
     task_is_inferred: bool
     """Whether the targets, not the config, said what the task is."""
+    notes: list[str]
+    """What the user should be told of the data, such as rows that were dropped."""
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """One split as evaluation sees it."""
+
+    columns: Columns
+    references: list[str]
+    """The targets themselves where the task is translation, against which texts are measured; else nothing."""
     notes: list[str]
     """What the user should be told of the data, such as rows that were dropped."""
 
@@ -59,25 +74,37 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
         DataError: if the data are wrong, with the file, the row and the column.
     """
     source = open_source(builder)
+
+    def build() -> Entry:
+        return _prepare(builder, source, raw_targets)
+
+    entry = _cached(builder, source, "fit", {"raw_targets": raw_targets}, build)
+    task_is_inferred = builder.file.config.task is None and not hasattr(source, "task")
+    return Prepared(entry.splits, tasks.from_facts(entry.facts["task"]), entry.facts, task_is_inferred, entry.notes)
+
+
+def _prepare(builder: Builder, source: Any, raw_targets: bool) -> Entry:
     everything = source.read()
     if len(everything) == 0:
         raise DataError(f"{builder.file.place('data')}: there are no samples")
-    kind = _task_type(builder, everything)
+    kind = _task_type(builder, source, everything)
     parts = _divide(builder, source, everything, kind)
     train = parts["train"]
-    task = _learn_task(builder, kind, train, raw_targets)
+    state = source.fit(train)
+    parts |= {name: _usable(source, state, parts[name]) for name in ("train", "val")}
+    task = _learn_task(builder, kind, train, state, raw_targets)
     if raw_targets:
         _require_counts(train, parts["val"])
-    state = source.fit(train)
     splits = {name: _encode(source, state, task, parts[name]) for name in ("train", "val") if len(parts[name])}
     inputs = splits["train"].inputs
     facts = {
         "source": state,
         "task": tasks.facts_of(task),
-        "input_shapes": [list(x.shape[1:]) for x in inputs],
-        "input_types": [str(x.dtype).removeprefix("torch.") for x in inputs],
+        "input_shapes": [list(shape_of(x)) for x in inputs],
+        "input_types": [str(type_of(x)).removeprefix("torch.") for x in inputs],
         "num_samples": {name: len(parts[name]) for name in NAMES},
         "class_counts": _class_counts(task, splits["train"]),
+        "num_skipped": getattr(source, "num_skipped", 0),
         "fingerprint": _fingerprint(builder, source),
     }
     notes = [*_notes_of(source), *_class_notes(task, facts["class_counts"])]
@@ -85,13 +112,11 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
         notes.append("no validation samples: checkpoints are compared by the training samples")
     if "val" in splits and _is_made_by_files(builder, everything, "val"):
         notes += _shared_samples("val", splits["val"], splits["train"])
-    return Prepared(splits, task, facts, builder.file.config.task is None, notes)
+    return Entry(splits, facts, notes)
 
 
-def prepare_split(
-    builder: Builder, facts: dict[str, Any], name: str, *, same_data: bool = True
-) -> tuple[Columns, list[str]]:
-    """Encode one split of a config's data as the `facts` of a checkpoint say; return it and notes for the user.
+def prepare_split(builder: Builder, facts: dict[str, Any], name: str, *, same_data: bool = True) -> PreparedSplit:
+    """Encode one split of a config's data as the `facts` of a checkpoint say.
 
     With `same_data` the config must be the trained one, and its data must not have changed; a note then says how many
     of the samples the model was trained on, if files made the split.
@@ -99,6 +124,15 @@ def prepare_split(
     Raises DataError if the data of a split by ratio have changed: it would mix seen and unseen samples.
     """
     source = open_source(builder)
+
+    def build() -> Entry:
+        return _prepare_split(builder, source, facts, name, same_data)
+
+    entry = _cached(builder, source, f"evaluate {name}", {"same_data": same_data}, build, facts)
+    return PreparedSplit(entry.splits[name], entry.facts["references"], entry.notes)
+
+
+def _prepare_split(builder: Builder, source: Any, facts: dict[str, Any], name: str, same_data: bool) -> Entry:
     try:
         changed = same_data and _fingerprint(builder, source) != facts["fingerprint"]
         everything = source.read()
@@ -113,23 +147,21 @@ def prepare_split(
     parts = _divide(builder, source, everything, facts["task"]["type"])
     if len(parts[name]) == 0:
         raise DataError(f"{builder.file.place('split')}: this config sets no {name} samples aside")
-    task = tasks.from_facts(facts["task"])
-    columns, notes = _encode(source, facts["source"], task, parts[name]), _notes_of(source)
+    task, samples = tasks.from_facts(facts["task"]), _usable(source, facts["source"], parts[name])
+    columns, notes = _encode(source, facts["source"], task, samples), _notes_of(source)
     if changed:
         notes.append("the data have changed since the training")
     if same_data and name != "train" and by_files:
         notes += _shared_samples(name, columns, _encode(source, facts["source"], task, parts["train"]))
-    return columns, notes
+    return Entry({name: columns}, {"references": _references(task, samples)}, notes)
 
 
-def prepare_path(builder: Builder, facts: dict[str, Any], path: str) -> tuple[Columns, list[str]]:
-    """Encode all labelled samples of the file or folder `path`, of the same kind as the training's, as `facts` say.
-
-    Return them and notes for the user.
-    """
-    source = open_source(builder)
-    columns = _encode(source, facts["source"], tasks.from_facts(facts["task"]), source.read(path))
-    return columns, _notes_of(source)
+def prepare_path(builder: Builder, facts: dict[str, Any], path: str) -> PreparedSplit:
+    """Encode all labelled samples of the file or folder `path`, of the same kind as the training's, as `facts` say."""
+    source, task = open_source(builder), tasks.from_facts(facts["task"])
+    samples = _usable(source, facts["source"], source.read(path))
+    columns = _encode(source, facts["source"], task, samples)
+    return PreparedSplit(columns, _references(task, samples), _notes_of(source))
 
 
 def open_source(builder: Builder) -> Any:
@@ -153,9 +185,10 @@ def offered(facts: dict[str, Any], outputs_per_target: int = 1) -> dict[str, Any
         "out_features": task.num_outputs * outputs_per_target,
         "cardinalities": facts["source"].get("cardinalities", []),
     }
+    values |= {name: facts["source"][name] for name in _OF_TEXT if name in facts["source"]}
     if len(shape) > 1:
         values["in_channels"] = shape[0]
-    if task.type != "regression":
+    if isinstance(task, tasks.Classification | tasks.Multilabel):
         values["num_classes"] = task.num_outputs
         values["num_samples"] = facts["num_samples"]["train"]
         counts = "class_counts" if task.type == "classification" else "positive_counts"
@@ -172,11 +205,49 @@ def input_transform(facts: dict[str, Any], device: torch.device) -> Callable[[In
     return lambda inputs: (normalize(inputs[0]), *inputs[1:])
 
 
+def _cached(
+    builder: Builder,
+    source: Any,
+    use: str,
+    options: dict[str, Any],
+    build: Callable[[], Entry],
+    learned: dict[str, Any] | None = None,
+) -> Entry:
+    """Return what `build` makes, from the cache if it is there; a user's own source, which names no files, is not."""
+    if not hasattr(source, "files"):
+        return build()
+    try:
+        files = [file for path in (None, *_split_paths(builder)) for file in source.files(path)]
+    except (ConfigError, DataError):  # `build` says what is wrong, and where
+        return build()
+    config, document = builder.file.config, builder.file.document
+    return cached(
+        {
+            "config": config.model_dump(include={"data", "split", "task"}),
+            "folder": os.path.realpath(builder.file.folder),
+            "use": use,
+            **options,
+        },
+        files,
+        {"data": f"{config.data.type} {_name_of_data(builder)}", "use": use},
+        build,
+        learned=learned,
+        checked=[str(keys[1]) for keys in document.key_places if keys[0] == "split" and len(keys) > 1],
+    )
+
+
+def _name_of_data(builder: Builder) -> str:
+    """Return where the data of the config lie, or what they are called."""
+    settings = builder.file.config.data
+    path = getattr(settings, "path", None)
+    return os.path.realpath(Path(builder.file.folder, path)) if path else str(getattr(settings, "name", ""))
+
+
 def _divide(builder: Builder, source: Any, samples: Samples, kind: str) -> dict[str, Samples]:
     """Return the samples of each split. What files say goes first; ratios divide what is left for training."""
     split = builder.file.config.split
     parts = _read_split_files(builder, source)
-    rest = samples
+    rest, in_order = samples, getattr(source, "contiguous", False)
     if samples.splits is not None:
         _check_split_names(samples)
         for name in ("val", "test"):
@@ -192,9 +263,12 @@ def _divide(builder: Builder, source: Any, samples: Samples, kind: str) -> dict[
         if len(rest) == 0:
             raise DataError(f"{builder.file.place('data')}: the data set no samples aside for training")
     ratios = {n: 0.0 if n in parts else float(ratio) for n, ratio in (("val", split.val), ("test", split.test))}
-    _check_ratio_settings(builder, any(ratios.values()), kind)
+    _check_ratio_settings(builder, any(ratios.values()) and not in_order, kind)
     with builder.at("split"):
-        indices = split_by_ratio(len(rest), **ratios, seed=split.seed, strata=_strata(split, rest, kind))
+        if in_order:
+            indices = split_in_order(len(rest), **ratios)
+        else:
+            indices = split_by_ratio(len(rest), **ratios, seed=split.seed, strata=_strata(split, rest, kind))
     return {name: parts[name] if name in parts else rest.take(indices[name]) for name in NAMES}
 
 
@@ -224,8 +298,9 @@ def _check_ratio_settings(builder: Builder, is_random: bool, kind: str) -> None:
         place = builder.file.place("split", name)
         if _is_written(builder, name) and not is_random:
             raise ConfigError(f"{place}: cannot take effect: no samples are set aside at random")
-    if kind == "regression" and _is_written(builder, "stratify") and builder.file.config.split.stratify:
-        raise ConfigError(f"{builder.file.place('split', 'stratify')}: cannot take effect: regression has no classes")
+    without_classes = ("regression", *tasks.SEQUENCE_TASKS)
+    if kind in without_classes and _is_written(builder, "stratify") and builder.file.config.split.stratify:
+        raise ConfigError(f"{builder.file.place('split', 'stratify')}: cannot take effect: {kind} has no classes")
 
 
 def _is_written(builder: Builder, name: str) -> bool:
@@ -239,7 +314,7 @@ def _strata(split: Split, samples: Samples, kind: str) -> np.ndarray | None:
     Of a multi-label task these are the combinations of labels; the rare ones are one class.
     """
     targets = samples.targets
-    if not split.stratify or targets is None or kind == "regression":
+    if not split.stratify or targets is None or kind not in ("classification", "multilabel"):
         return None
     if kind == "classification":
         return targets if targets.ndim == 1 else None
@@ -256,17 +331,27 @@ def _check_split_names(samples: Samples) -> None:
         raise DataError(f"{samples.place(row)}: split '{samples.splits[row]}' is none of {', '.join(NAMES)}")
 
 
-def _task_type(builder: Builder, samples: Samples) -> str:
-    """Return the type of the task: what the config says, else what the targets make plain."""
-    settings = builder.file.config.task
+def _task_type(builder: Builder, source: Any, samples: Samples) -> str:
+    """Return the type of the task: what a source of sequences or the config says, or what the targets make plain."""
+    settings, only = builder.file.config.task, getattr(source, "task", None)
+    if settings is not None and only != settings.type and (only or settings.type in tasks.SEQUENCE_TASKS):
+        place, data = builder.file.place("task", "type"), builder.file.config.data.type
+        fitting = only or "classification, multilabel, regression"
+        raise ConfigError(f"{place}: data of type {data} are not for {settings.type}; possible: {fitting}")
+    if only is not None:
+        return str(only)
     if samples.targets is None:
         raise DataError(f"{builder.file.place('data')}: the data have no targets")
     with builder.at("task", only=ConfigError):
         return tasks.infer_type(samples) if settings is None else settings.type
 
 
-def _learn_task(builder: Builder, kind: str, train: Samples, raw_targets: bool) -> Task:
+def _learn_task(builder: Builder, kind: str, train: Samples, state: dict[str, Any], raw_targets: bool) -> Task:
     settings = builder.file.config.task
+    if kind == "language_model":
+        return tasks.LanguageModel(state["vocab_size"])
+    if kind == "translation":
+        return tasks.Translation(state["target_vocab_size"], **({} if settings is None else settings.arguments()))
     with builder.at("task", only=ConfigError):
         if kind == "classification":
             return tasks.Classification.learn(train)
@@ -291,13 +376,39 @@ def _require_counts(*splits: Samples) -> None:
             )
 
 
+def _usable(source: Any, state: dict[str, Any], samples: Samples) -> Samples:
+    """Return the samples that `encode` will encode: a source may leave some out for what training has taught."""
+    usable = getattr(source, "usable", None)
+    return samples if usable is None else usable(samples, state)
+
+
 def _encode(source: Any, state: dict[str, Any], task: Task, samples: Samples) -> Columns:
-    columns = Columns(source.encode(samples, state), task.encode(samples))
+    if isinstance(task, tasks.SequenceTask):
+        *inputs, target = source.encode(samples, state)
+        columns = Columns(tuple(inputs), target)
+    else:
+        columns = Columns(source.encode(samples, state), task.encode(samples))
     for x in columns.inputs:
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            row = int((~torch.isfinite(x.reshape(len(x), -1)).all(dim=1)).nonzero()[0])
+        row = _first_not_finite(x) if isinstance(x, Tensor) and x.is_floating_point() else None
+        if row is not None:
             raise DataError(f"{samples.place(row)}: has an input that is not finite")
     return columns
+
+
+def _first_not_finite(x: Tensor) -> int | None:
+    """Return the first sample that holds an infinity or NaN; looks at few at a time."""
+    for start in range(0, len(x), _ROWS_AT_ONCE):
+        rows = x[start : start + _ROWS_AT_ONCE]
+        if not rows.isfinite().all():
+            return start + int((~rows.reshape(len(rows), -1).isfinite().all(dim=1)).nonzero()[0])
+    return None
+
+
+def _references(task: Task, samples: Samples) -> list[str]:
+    """Return the target texts of a translation."""
+    if not isinstance(task, tasks.Translation) or samples.targets is None:
+        return []
+    return [str(text) for text in samples.targets]
 
 
 def _class_notes(task: Task, counts: list[int] | None) -> list[str]:
@@ -310,7 +421,7 @@ def _class_notes(task: Task, counts: list[int] | None) -> list[str]:
 
 
 def _class_counts(task: Task, train: Columns) -> list[int] | None:
-    if task.type == "regression" or train.target is None:
+    if not isinstance(train.target, Tensor) or task.type == "regression":
         return None
     if task.type == "multilabel":
         return [int(count) for count in train.target.sum(dim=0)]
@@ -340,6 +451,11 @@ def _shared_samples(name: str, columns: Columns, train: Columns) -> list[str]:
 def _fingerprint(builder: Builder, source: Any) -> str:
     """Return a short text that changes when the data or what chooses the split changes."""
     split = builder.file.config.split
-    given = [str(Path(builder.file.folder, path)) for path in (split.val, split.test) if isinstance(path, str)]
-    hashes = [source.fingerprint(), *map(source.fingerprint, given)]
+    hashes = [source.fingerprint(), *map(source.fingerprint, _split_paths(builder))]
     return "-".join([*hashes, f"{split.val}-{split.test}-{split.stratify}-{split.seed}"])
+
+
+def _split_paths(builder: Builder) -> list[str]:
+    """Return the files and folders that the config gives for splits of their own."""
+    split = builder.file.config.split
+    return [str(Path(builder.file.folder, path)) for path in (split.val, split.test) if isinstance(path, str)]

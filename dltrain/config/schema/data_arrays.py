@@ -56,6 +56,9 @@ class Images(Component):
         min_length=1,
         description="column of the CSV with train, val or test; null: none, the section split decides",
     )
+    on_bad_sample: Literal["error", "skip"] = Field(
+        "error", description="for images that cannot be read: an error that names them, or leave them out with a note"
+    )
 
 
 class Arrays(Component):

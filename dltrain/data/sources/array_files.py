@@ -12,6 +12,8 @@ import io
 import math
 import os
 import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,11 +23,13 @@ from typing import IO, cast
 import numpy as np
 from numpy.lib import format as npy_format
 
+from dltrain.data.storage import allocate
 from dltrain.errors import DataError
 from dltrain.names import first_line
 
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DEFLATE_RATIO = 1032  # deflate cannot do better: https://zlib.net/zlib_tech.html
+_MAX_HEADER_BYTES = 2**16  # numpy reads no more than 10,000 characters
 _CHUNK_BYTES = 2**24
 
 
@@ -51,13 +55,14 @@ class ArrayFile:
         Raises DataError where the file is truncated or damaged.
         """
         num_rows = self._rows_left if num_rows is None else min(num_rows, self._rows_left)
-        array = np.empty((num_rows, *self.shape[1:]), self.dtype)
+        array = allocate((num_rows, *self.shape[1:]), self.dtype)
         with _errors_of(self.name):
             _fill(array, self._stream)
             self._rows_left -= num_rows
             if self._rows_left == 0 and self._stream.read(1):  # also lets zip and gzip check their sums
                 raise ValueError("holds more bytes than its header says")
-        return array.astype(self.dtype.newbyteorder("="), copy=False)
+        native = self.dtype.newbyteorder("=")
+        return array if self.dtype == native else array.byteswap(inplace=True).view(native)
 
 
 def array_names(path: str) -> list[str] | None:
@@ -136,9 +141,14 @@ def _read_npy_header(stream: IO[bytes], start: bytes) -> tuple[tuple[int, ...], 
     if len(version) < 2 or version[0] not in lengths:
         raise ValueError("has a header that is damaged or not of this version of numpy's format")
     prefix = stream.read(struct.calcsize(lengths[version[0]]))
-    text = stream.read(struct.unpack(lengths[version[0]], prefix)[0])
+    num_chars = struct.unpack(lengths[version[0]], prefix)[0]
+    if num_chars > _MAX_HEADER_BYTES:
+        raise ValueError(f"has a header of {num_chars:,} bytes; the file is damaged")
+    text = stream.read(num_chars)
     read = npy_format.read_array_header_1_0 if version[0] == 1 else npy_format.read_array_header_2_0
-    shape, in_columns, dtype = read(io.BytesIO(prefix + text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that Python 2 wrote it
+        shape, in_columns, dtype = read(io.BytesIO(prefix + text))
     if any(size < 0 for size in shape):
         raise ValueError(f"has an impossible shape: {shape}")
     return shape, in_columns, dtype, 8 + len(prefix) + len(text)
@@ -179,7 +189,7 @@ def _errors_of(name: str) -> Iterator[None]:
         raise DataError(f"{name}: {error.strerror or error}") from None
     except KeyError:
         raise DataError(f"{name}: no such array") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, tokenize.TokenError, RuntimeError) as error:
         raise DataError(f"{name}: is damaged or truncated ({error})") from None
     except ValueError as error:
         raise DataError(f"{name}: {first_line(error)}") from None

@@ -17,6 +17,7 @@ from dltrain.data.columns import Samples
 from dltrain.data.sources.fingerprint import fingerprint_arrays
 from dltrain.data.sources.scaling import Scale, apply_scaling, fit_scaling, image_statistics, row_blocks
 from dltrain.data.split import NAMES
+from dltrain.data.storage import allocate, blocks_of_rows, gather
 from dltrain.errors import ConfigError, DataError
 
 
@@ -69,7 +70,7 @@ def samples_from_parts(parts: Sequence[Part], channels_last: bool = False) -> Sa
         inputs=_join(inputs),
         targets=_join(targets),
         place=place,
-        take_inputs=_take,
+        take_inputs=gather,
         splits=np.concatenate(splits) if splits else None,
     )
 
@@ -89,7 +90,7 @@ def check_inputs(data: Any, name: str, channels_last: bool = False, start: int =
     if channels_last and array.ndim < 4:
         raise ConfigError(f"channels_last: is for images of (N, H, W, C); {name} has the shape {array.shape}")
     if channels_last:
-        return np.ascontiguousarray(np.moveaxis(array, -1, 1))
+        return _channels_first(array)
     if array.ndim == 4 and array.dtype == np.uint8 and array.shape[1] > 4 and array.shape[3] in (1, 3, 4):
         raise DataError(f"{name}: has the shape {array.shape}, which looks like (N, H, W, C); set channels_last: true")
     return array[:, None] if array.ndim in (1, 3) else array
@@ -148,7 +149,7 @@ def fingerprint_samples(samples: Samples) -> str:
 def unlabelled(array: np.ndarray, name: str, start: int, channels_last: bool) -> Samples:
     """Check and return samples without targets, of which the first is row `start` of the array `name`."""
     array = check_inputs(array, name, channels_last, start)
-    return Samples(array, None, lambda i: f"{name}[{start + i}]", _take)
+    return Samples(array, None, lambda i: f"{name}[{start + i}]", gather)
 
 
 def _to_array(data: Any, name: str) -> np.ndarray:
@@ -179,12 +180,20 @@ def _is_uint8_images(array: np.ndarray) -> bool:
     return array.ndim == 4 and array.dtype == np.uint8
 
 
-def _take(inputs: np.ndarray, indices: np.ndarray) -> Any:
-    return inputs[indices]
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    """Return (N, C, H, W) of (N, H, W, C)."""
+    turned = np.moveaxis(array, -1, 1)
+    result = allocate(turned.shape, turned.dtype)
+    for rows in blocks_of_rows(result):
+        result[rows] = turned[rows]
+    return result
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    if len(arrays) == 1:
+        return arrays[0]
+    shape, dtype = (sum(map(len, arrays)), *arrays[0].shape[1:]), np.result_type(*arrays)
+    return np.concatenate(arrays, out=allocate(shape, dtype))
 
 
 def _describe(array: np.ndarray) -> str:

@@ -72,6 +72,16 @@ class Arrays:
         """Yield unlabelled samples from .npy, .npz (the array `inputs`) and IDX files, in blocks."""
         return read_array_inputs(paths, self.inputs, self.channels_last)
 
+    def files(self, path: str | None = None) -> list[tuple[str, str]]:
+        """Return (name, path) of the files that `read(path)` reads; none of them is opened."""
+        own_path, path = path is None, self.path if path is None else path
+        if os.path.isdir(path) or _IDX_NAME.fullmatch(os.path.basename(path)):
+            files = [file.path for pair in self._pairs(path) for file in (pair.inputs, pair.targets)]
+        else:
+            targets = os.path.join(self.base, self.target)
+            files = [path, targets] if own_path and os.path.isfile(targets) else [path]
+        return [(os.path.basename(file), file) for file in files]
+
     def fingerprint(self, path: str | None = None) -> str:
         """Return a hash of the files that `read(path)` reads."""
         files = {file.path for pair in self._pairs(path) for file in (pair.inputs, pair.targets)}

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dltrain.data.storage import allocate, blocks_of_rows, progress
 from dltrain.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -22,33 +23,114 @@ MAX_NAMED = 10
 _TASK_IMAGES = 32  # a thread takes as many at once; one by one, small files spend their time on changing threads
 
 
+@dataclass
+class Decoded:
+    """Many images in one array, and which of them are not there."""
+
+    pixels: np.ndarray
+    """(N, C, H, W) uint8; undefined for images that are in one of the others."""
+    problems: dict[int, str]
+    """Why images cannot be read, by index."""
+    other_sizes: dict[int, tuple[int, int]]
+    """(H, W) of images whose size is another than that of `pixels`, by index."""
+
+
 def decode_all(
-    paths: Sequence[str], size: tuple[int, int] | None, resize: str, place: Callable[[int], str]
-) -> list[np.ndarray]:
-    """Decode the files as `decode` does, in order, on all cores (Pillow releases the GIL).
+    paths: Sequence[str],
+    size: tuple[int, int] | None,
+    resize: str,
+    num_channels: int | None = None,
+    expected_size: tuple[int, int] | None = None,
+) -> Decoded:
+    """Decode the files as `decode` does, on all cores (Pillow releases the GIL), straight into one array.
 
-    Raises one DataError for all files that cannot be read: their number, and the first ten by `place(index)`.
+    Args:
+        paths: of the files.
+        size: (H, W) of the results, or None to leave each as it is.
+        resize: how `size` is reached.
+        num_channels: 1 or 3; None for 3 if any image is in colour, else 1.
+        expected_size: where `size` is None, the size of the array; None for that of the first image that can be read.
     """
-
-    def attempt(start: int) -> list[np.ndarray | DataError]:
-        return [_decode_or_error(path, size, resize) for path in paths[start : start + _TASK_IMAGES]]
-
-    images: list[np.ndarray] = []
-    problems: list[str] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(_num_cores()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(_num_cores()) as pool, progress(len(paths), "images") as advance:
         warnings.simplefilter("ignore", UserWarning)  # remarks on EXIF and palettes
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        tasks = pool.map(attempt, range(0, len(paths), _TASK_IMAGES))
-        for index, image in enumerate(chain.from_iterable(tasks)):
-            if isinstance(image, DataError):
-                problems.append(f"{place(index)}: {image}")
-            else:
-                images.append(image)
-    if problems:
-        more = f"\nand {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-        head = f"{len(problems)} of {len(paths)} images cannot be read:\n" if len(problems) > 1 else ""
-        raise DataError(head + "\n".join(problems[:MAX_NAMED]) + more)
-    return images
+        work = _Decoding(paths, size, resize, grows=num_channels is None)
+        for index in range(len(paths)):
+            first = pool.submit(work.decode, index).result()
+            if first is not None:
+                break
+        else:
+            return Decoded(np.empty((len(paths), num_channels or 1, 0, 0), np.uint8), work.problems, {})
+        shape = (len(paths), num_channels or len(first), *(size or expected_size or first.shape[-2:]))
+        work.pixels = allocate(shape, np.uint8)
+        while True:
+            for number in pool.map(work.fill, range(0, len(paths), _TASK_IMAGES)):
+                advance(number)
+            if not work.needs_colour:
+                return Decoded(work.pixels, work.problems, work.other_sizes)
+            work.grow()
+
+
+class _Decoding:
+    """Images on their way into an array that begins in grey, if it may grow, and is widened once if a colour turns up.
+
+    What the array has to be is known only when all is decoded; to hold all images beside it would take twice the
+    memory, and to look into each file before takes longer than to widen.
+    """
+
+    pixels: np.ndarray
+
+    def __init__(self, paths: Sequence[str], size: tuple[int, int] | None, resize: str, grows: bool) -> None:
+        self.needs_colour = False
+        self.problems: dict[int, str] = {}
+        self.other_sizes: dict[int, tuple[int, int]] = {}
+        self._paths, self._size, self._resize, self._grows = paths, size, resize, grows
+        self._is_done = np.zeros(len(paths), bool)
+
+    def decode(self, index: int) -> np.ndarray | None:
+        """Return the pixels of an image, or None, and the reason in `problems`."""
+        try:
+            return decode(self._paths[index], self._size, self._resize)
+        except DataError as error:
+            self.problems[index] = str(error)
+            return None
+
+    def fill(self, start: int) -> int:
+        """Put the images of a task into the array; stop where it has to grow. Return how many were dealt with."""
+        num_done = 0
+        for index in range(start, min(start + _TASK_IMAGES, len(self._paths))):
+            if self.needs_colour:
+                break
+            if self._is_done[index]:
+                continue
+            image = self.decode(index)
+            if image is not None:
+                num_channels, height, width = image.shape
+                if (height, width) != self.pixels.shape[2:]:
+                    self.other_sizes[index] = (height, width)
+                elif self._grows and num_channels > self.pixels.shape[1]:
+                    self.needs_colour = True
+                    break
+                else:
+                    self.pixels[index] = to_channels(image, self.pixels.shape[1])
+            self._is_done[index] = True
+            num_done += 1
+        return num_done
+
+    def grow(self) -> None:
+        """Make the grey array one of colour."""
+        grey = self.pixels
+        self.pixels = allocate((len(grey), 3, *grey.shape[2:]), np.uint8)
+        for rows in blocks_of_rows(self.pixels):
+            self.pixels[rows] = grey[rows]
+        self.needs_colour = False
+
+
+def unreadable(problems: Sequence[str], num_images: int) -> DataError:
+    """Return one error for all `problems`, each "place: reason": their number, and the first ten."""
+    more = f"\nand {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+    head = f"{len(problems)} of {num_images} images cannot be read:\n" if len(problems) > 1 else ""
+    return DataError(head + "\n".join(problems[:MAX_NAMED]) + more)
 
 
 def decode(path: str, size: tuple[int, int] | None, resize: str) -> np.ndarray:
@@ -79,13 +161,6 @@ def decode(path: str, size: tuple[int, int] | None, resize: str) -> np.ndarray:
             image = image.resize(width_height, Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _decode_or_error(path: str, size: tuple[int, int] | None, resize: str) -> np.ndarray | DataError:
-    try:
-        return decode(path, size, resize)
-    except DataError as error:
-        return error
 
 
 def to_channels(pixels: np.ndarray, num_channels: int) -> np.ndarray:

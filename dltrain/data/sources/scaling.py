@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from dltrain.data.storage import allocate
+
 Scale = Literal["none", "standard", "minmax"]
 
 BLOCK_BYTES = 16 * 2**20
@@ -55,7 +57,7 @@ def _mean_and_deviation(array: np.ndarray, axes: tuple[int, ...]) -> tuple[np.nd
 def apply_scaling(array: np.ndarray, scaling: dict[str, list[float]]) -> np.ndarray:
     """Return (array - shift) / factor as a new float32 array of the same shape (N, F, ...)."""
     shift, factor = (_align(np.array(scaling[key]), array.ndim) for key in ("shift", "factor"))
-    scaled = np.empty(array.shape, np.float32)
+    scaled = allocate(array.shape, np.float32)
     for rows in row_blocks(array):
         scaled[rows] = (array[rows] - shift) / factor
     return scaled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
@@ -53,6 +54,16 @@ class Sklearn:
     def read_inputs(self, paths: list[str], state: dict[str, Any]) -> Iterator[Samples]:
         """Yield unlabelled samples in blocks of bounded size from .npy and .npz (array "x")."""
         return read_array_inputs(paths)
+
+    def files(self, path: str | None = None) -> list[tuple[str, str]]:
+        """Return (name, path) of the file by which one installed scikit-learn can be told from another.
+
+        It is not imported, which takes a second. With `path`, that file.
+        """
+        if path is not None:
+            return Arrays(path).files()
+        found = importlib.util.find_spec("sklearn")
+        return [] if found is None or found.origin is None else [("sklearn", found.origin)]
 
     def fingerprint(self, path: str | None = None) -> str:
         """Return a hash of what `read(path)` returns."""

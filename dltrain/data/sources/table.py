@@ -41,6 +41,7 @@ from dltrain.data.sources.table_features import (
 )
 from dltrain.data.sources.table_files import NAMELESS, TableFile, no_such_column
 from dltrain.data.split import NAMES
+from dltrain.data.storage import allocate
 from dltrain.errors import ConfigError, DataError
 
 _MAX_LABEL_LENGTH = 1000
@@ -165,8 +166,8 @@ class Table:
         table: pa.Table = samples.inputs
         columns = [column for column in state["columns"] if column["kind"] != "ignore"]
         _check_there(_file_name(table), [column["name"] for column in columns], table.column_names)
-        numeric = np.empty((len(table), len(state["features"])), np.float32)
-        categories = np.empty((len(table), len(state["cardinalities"])), np.int64)
+        numeric = allocate((len(table), len(state["features"])), np.float32)
+        categories = allocate((len(table), len(state["cardinalities"])), np.int64)
         feature_index = category_index = 0
         for column in columns:
             cells, place = table[column["name"]], cell_place(samples.place, column["name"])
@@ -180,10 +181,14 @@ class Table:
         tensors = (torch.from_numpy(numeric), torch.from_numpy(categories))
         return tensors if category_index else tensors[:1]
 
+    def files(self, path: str | None = None) -> list[tuple[str, str]]:
+        """Return (name, path) of the one file that `read(path)` reads."""
+        file = self._file(path).path
+        return [(file.name, str(file))]
+
     def fingerprint(self, path: str | None = None) -> str:
         """Return a hash of the file that `read(path)` reads."""
-        file = self._file(path).path
-        return fingerprint_files([(file.name, str(file))])
+        return fingerprint_files(self.files(path))
 
     def _check_settings(self) -> None:
         problems = []

@@ -1,7 +1,7 @@
-"""CSV and Parquet files as Arrow tables; each way in which a file can be wrong becomes one DataError.
+"""CSV, JSON lines and Parquet files as Arrow tables; each way in which a file can be wrong becomes one DataError.
 
 CSV cells stay text here: what a column means is decided later, from the training rows (table_cells.py).
-A missing cell is null in either format. Row numbers count data rows from 1, without the header.
+A missing cell is null in each format. Row numbers count data rows from 1, without the header.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from dltrain.data.sources.json_lines import explain_json_lines, read_json_lines
 from dltrain.errors import DataError
 from dltrain.names import did_you_mean, first_line, shortened
 
@@ -31,7 +32,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True)
 class TableFile:
-    """A CSV or Parquet file and how to read it; the first bytes of the file tell which it is."""
+    """A table and how to read it: JSON lines if its name says so, else CSV or Parquet, as its first bytes tell."""
 
     path: Path
     name: str
@@ -44,14 +45,17 @@ class TableFile:
     def read(self) -> pa.Table:
         """Return all rows.
 
-        Column types: string (CSV), and from Parquet integers, float64, timestamp[us] (UTC where there is a
-        time zone) and dictionary (text and booleans); other Parquet types stay as they are.
+        Column types: string (CSV), and from Parquet and JSON integers, float64, timestamp[us] (UTC where there is a
+        time zone) and dictionary (text and booleans); other types stay as they are.
         Raises DataError if the file cannot be read, has no rows, or names two columns alike.
         """
         if self._magic == _PARQUET:
             with self._explained():
                 table = pq.ParquetFile(self.path).read()
+                table.validate(full=True)  # Arrow takes text for UTF-8 without a look
                 _check_names(self.name, table.column_names)
+        elif self._is_json:
+            table = self._read_json()
         else:
             with self._explained():
                 options = self._csv_options(None)
@@ -62,7 +66,9 @@ class TableFile:
         return self._cleaned(table.combine_chunks())
 
     def column_names(self) -> list[str]:
-        """Return the names of the columns, without reading further than needed."""
+        """Return the names of the columns, without reading further than needed: all of it, if it is JSON lines."""
+        if self._is_json:
+            return list(self._read_json().column_names)
         with self._explained():
             if self._magic == _PARQUET:
                 names: list[str] = pq.ParquetFile(self.path).schema_arrow.names
@@ -73,9 +79,10 @@ class TableFile:
     def blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the rows of `columns`, which must exist, at most BLOCK_ROWS at a time, typed as by `read`.
 
-        Memory does not grow with the file (but with a row group of Parquet). Raises DataError as `read` does.
+        Memory does not grow with the file (but with JSON lines and a row group of Parquet). Raises DataError as
+        `read` does.
         """
-        batches = self._parquet_batches(columns) if self._magic == _PARQUET else self._csv_batches(columns)
+        batches = self._batches(columns)
         num_rows = 0
         while True:
             with self._explained():
@@ -88,9 +95,19 @@ class TableFile:
                 yield table.slice(start, BLOCK_ROWS)
         self._check_rows(num_rows)
 
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        if self._is_json:
+            return iter(self._read_json().select(list(columns)).to_batches())
+        return self._parquet_batches(columns) if self._magic == _PARQUET else self._csv_batches(columns)
+
+    def _read_json(self) -> pa.Table:
+        with self._explained():
+            return read_json_lines(self._stream())
+
     def _parquet_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         file = pq.ParquetFile(self.path)
         for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=list(columns)):
+            batch.validate(full=True)
             yield batch.select(list(columns))
 
     def _csv_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -146,6 +163,10 @@ class TableFile:
     def _stream(self) -> pa.NativeFile:
         return pa.input_stream(str(self.path), compression="gzip" if self._magic[:2] == _GZIP else None)
 
+    @property
+    def _is_json(self) -> bool:
+        return self._magic != _PARQUET and not {".jsonl", ".ndjson"}.isdisjoint(self.path.suffixes)
+
     @functools.cached_property
     def _magic(self) -> bytes:
         """Return the first bytes of the file. Raises DataError if there are none or the format is foreign."""
@@ -155,7 +176,7 @@ class TableFile:
         except FileNotFoundError:
             raise DataError(f"{self.name}: no such file{_nearest_file(self.path)}") from None
         except IsADirectoryError:
-            raise DataError(f"{self.name}: is a folder, not a CSV or Parquet file") from None
+            raise DataError(f"{self.name}: is a folder, not a CSV, JSON lines or Parquet file") from None
         except OSError as error:
             raise DataError(f"{self.name}: cannot be read: {error.strerror}") from None
         if not magic:
@@ -164,13 +185,15 @@ class TableFile:
             raise DataError(f"{self.name}: is an Excel or zip file; save the table as CSV or Parquet")
         if magic[:2] in _UTF16:
             raise DataError(f"{self.name}: the text is UTF-16; save it as UTF-8")
+        if self.path.suffix == ".json":
+            raise DataError(f"{self.name}: save it as JSON lines, one object on each line, and call it .jsonl")
         if self.path.suffix == ".parquet" and magic != _PARQUET:
             raise DataError(f"{self.name}: is not a Parquet file (it does not begin with PAR1)")
         return magic
 
     def _check_rows(self, num_rows: int) -> None:
         if num_rows == 0:
-            raise DataError(f"{self.name}: has column names but no rows")
+            raise DataError(f"{self.name}: has {'' if self._is_json else 'column names but '}no rows")
 
     def _cleaned(self, table: pa.Table) -> pa.Table:
         columns = [self._cleaned_column(column) for column in table.columns]
@@ -197,11 +220,11 @@ class TableFile:
         return column
 
     def _cleaned_text(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Return the text without spaces around it; text of Parquet, whose author chose it, as dictionary."""
+        """Return the text without spaces around it; of Parquet and JSON, whose authors chose text, as dictionary."""
         text = pc.utf8_trim_whitespace(column)
         missing = pc.is_in(text, value_set=pa.array(["", *self.missing_values], pa.string()))
         text = pc.if_else(missing, pa.scalar(None, pa.string()), text)
-        return pc.dictionary_encode(text) if self._magic == _PARQUET else text
+        return pc.dictionary_encode(text) if self._magic == _PARQUET or self._is_json else text
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -215,6 +238,8 @@ class TableFile:
         message = first_line(error)
         if self._magic == _PARQUET:
             return f"the Parquet file is damaged or incomplete: {message}"
+        if self._is_json:
+            return explain_json_lines(self._stream(), message)
         if isinstance(error, UnicodeDecodeError):
             return "the column names are not UTF-8 text; save the file as UTF-8"
         if "invalid UTF8" in message:
@@ -236,15 +261,18 @@ class TableFile:
             return "error"
 
         parse = pacsv.ParseOptions(delimiter=self._delimiter(), newlines_in_values=True, invalid_row_handler=note)
+        # Latin-1, as all bytes are text in it: Arrow cannot show a row that is not UTF-8.
+        read = pacsv.ReadOptions(use_threads=False, encoding="latin-1")
         with contextlib.suppress(pa.ArrowInvalid):
-            pacsv.read_csv(self._stream(), read_options=pacsv.ReadOptions(use_threads=False), parse_options=parse)
+            pacsv.read_csv(self._stream(), read_options=read, parse_options=parse)
         if not found:
             return "a row has too few or too many cells"
         row = found[0]
-        hint = '; is a quote (") not closed?' if row.text.count('"') % 2 else ""
+        text = row.text.encode("latin-1").decode(errors="replace")
+        hint = '; is a quote (") not closed?' if text.count('"') % 2 else ""
         cells = f"{row.actual_columns} cell{'s' if row.actual_columns > 1 else ''}"
         counts = f"{cells} where the header has {row.expected_columns}"
-        return f"row {row.number - 1}: {counts}: {shortened(row.text)!r}{hint}"
+        return f"row {row.number - 1}: {counts}: {shortened(text)!r}{hint}"
 
     def _first_bad_text(self) -> str:
         """Return where a cell stands that is not UTF-8; reads the file again, as bytes."""

@@ -1,4 +1,4 @@
-"""Which image files there are and what each shows: a folder for each class, or a CSV of paths."""
+"""Which files of a kind there are and what each shows: a folder for each class, or a CSV of paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dltrain.data.split import NAMES
 from dltrain.errors import DataError
 from dltrain.names import did_you_mean
 
-_IMAGE_NAME = re.compile(r"[^.].*\.(png|jpe?g|jpe|jfif|gif|bmp|dib|webp|tiff?|p[bgnp]m)", re.IGNORECASE)
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|[-+]?(nan|inf)", re.IGNORECASE)
@@ -22,8 +21,20 @@ _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|
 
 
 @dataclass(frozen=True)
-class ImageFiles:
-    """Image files with what they show, in a fixed order."""
+class FileKind:
+    """What a source reads: what messages call one such file, and the ends of the names that it has, without the dot."""
+
+    noun: str
+    endings: tuple[str, ...]
+
+    def fits(self, name: str) -> bool:
+        """Whether a file called `name` is of this kind; hidden files never are."""
+        return not name.startswith(".") and name.lower().endswith(tuple(f".{ending}" for ending in self.endings))
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Files with what they show, in a fixed order."""
 
     paths: list[str]
     names: list[str]
@@ -35,11 +46,11 @@ class ImageFiles:
     target_names: tuple[str, ...] = ()
 
 
-def list_folder(root: str) -> ImageFiles:
-    """List the images of `root`: a folder for each class, or train/, val/ and test/ with such folders.
+def list_folder(root: str, kind: FileKind) -> LabelledFiles:
+    """List the files of `kind` in `root`: a folder for each class, or train/, val/ and test/ with such folders.
 
-    Files in folders below that of a class belong to the class; hidden files and files that are no images are
-    skipped. Raises DataError for a class without images, for images outside a class, and for links that lead
+    Files in folders below that of a class belong to the class; hidden files and files of other kinds are
+    skipped. Raises DataError for a class without files, for files outside a class, and for links that lead
     out of `root`.
     """
     folders = _subfolders(root)
@@ -50,14 +61,14 @@ def list_folder(root: str) -> ImageFiles:
         others = ", ".join(folder for folder in folders if folder not in splits)
         raise DataError(f"{root}: holds the splits {', '.join(splits)} and other folders, {others}; move those")
     if splits:
-        _refuse_stray_images(root, "the folders of the splits")
+        _refuse_stray_files(root, kind, "the folders of the splits")
     paths, targets, split_of = [], [], []
     for folder in splits or ("",):
-        for name, path in _class_images(os.path.join(root, folder), root):
+        for name, path in _class_files(os.path.join(root, folder), root, kind):
             paths.append(path)
             targets.append(name)
             split_of.append(splits.get(folder, ""))
-    return ImageFiles(
+    return LabelledFiles(
         paths=paths,
         names=[os.path.relpath(path, root) for path in paths],
         places=paths,
@@ -66,8 +77,10 @@ def list_folder(root: str) -> ImageFiles:
     )
 
 
-def list_csv(path: str, path_column: str, target_columns: str | Sequence[str], split_column: str | None) -> ImageFiles:
-    """List the images of a CSV with a header: paths relative to it, targets, and perhaps splits.
+def list_csv(
+    path: str, path_column: str, target_columns: str | Sequence[str], split_column: str | None
+) -> LabelledFiles:
+    """List the files of a CSV with a header: paths relative to it, targets, and perhaps splits.
 
     One target column is read as integers or floats if all of it is such, else as text; several as (N, K)
     floats. Raises DataError with the row, counted from 1 without the header, and the column.
@@ -84,7 +97,7 @@ def list_csv(path: str, path_column: str, target_columns: str | Sequence[str], s
                 raise DataError(f"{place}, column {split_column!r}: {split!r}; possible: {', '.join(NAMES)}")
         splits = np.array(rows[split_column])
     columns = [_to_targets(rows[column], where, column, text_is_fine=one_target) for column in wanted]
-    return ImageFiles(
+    return LabelledFiles(
         paths=_relative_to(path, names),
         names=names,
         places=[f"{place} ({name})" for place, name in zip(where, names, strict=True)],
@@ -94,19 +107,19 @@ def list_csv(path: str, path_column: str, target_columns: str | Sequence[str], s
     )
 
 
-def list_inputs(paths: Sequence[str], path_column: str) -> Iterator[str]:
-    """Yield the image files that `paths` name: files, folders with all in them, and CSV files of paths.
+def list_inputs(paths: Sequence[str], path_column: str, kind: FileKind) -> Iterator[str]:
+    """Yield the files that `paths` name: files, folders with all of `kind` in them, and CSV files of paths.
 
-    Raises DataError for what does not exist and for a folder without images.
+    Raises DataError for what does not exist and for a folder without such files.
     """
     for path in paths:
         if os.path.isdir(path):
             empty = True
-            for file in _walk(path, path):
+            for file in _walk(path, path, kind):
                 empty = False
                 yield file
             if empty:
-                raise DataError(f"{path}: holds no image")
+                raise DataError(f"{path}: holds no {kind.noun}")
         elif path.lower().endswith(".csv"):
             yield from _relative_to(path, read_csv_columns(path, [path_column])[path_column])
         else:
@@ -177,19 +190,21 @@ def _relative_to(csv_path: str, names: list[str]) -> list[str]:
     return [os.path.join(folder, name) for name in names]
 
 
-def _class_images(folder: str, root: str) -> Iterator[tuple[str, str]]:
-    """Yield (class, path) of the images in the class folders of `folder`, sorted."""
+def _class_files(folder: str, root: str, kind: FileKind) -> Iterator[tuple[str, str]]:
+    """Yield (class, path) of the files in the class folders of `folder`, sorted."""
     classes = _subfolders(folder)
     if not classes:
-        raise DataError(f"{folder}: holds no folders; expected one folder for each class, with its images")
-    _refuse_stray_images(folder, "the folders of the classes")
+        raise DataError(f"{folder}: holds no folders; expected one folder for each class, with its {kind.noun}s")
+    _refuse_stray_files(folder, kind, "the folders of the classes")
     for name in classes:
         class_folder = os.path.join(folder, name)
-        paths = list(_walk(class_folder, root))
+        paths = list(_walk(class_folder, root, kind))
         if not paths:
             others = sorted(entry for entry in os.listdir(class_folder) if not entry.startswith("."))
             found = f"{len(others)} other files, such as {others[0]!r}" if others else "it is empty"
-            raise DataError(f"{class_folder}: holds no image, {found}; add images of the class or remove the folder")
+            raise DataError(
+                f"{class_folder}: holds no {kind.noun}, {found}; add {kind.noun}s of the class or remove the folder"
+            )
         for path in paths:
             yield name, path
 
@@ -206,16 +221,16 @@ def _subfolders(folder: str) -> list[str]:
     return sorted(entry.name for entry in visible if entry.is_dir())
 
 
-def _refuse_stray_images(folder: str, beside: str) -> None:
+def _refuse_stray_files(folder: str, kind: FileKind, beside: str) -> None:
     stray = sorted(
-        name for name in os.listdir(folder) if _is_image(name) and os.path.isfile(os.path.join(folder, name))
+        name for name in os.listdir(folder) if kind.fits(name) and os.path.isfile(os.path.join(folder, name))
     )
     if stray:
         raise DataError(f"{os.path.join(folder, stray[0])}: lies beside {beside}, not in one; move it, or remove it")
 
 
-def _walk(folder: str, root: str) -> Iterator[str]:
-    """Yield the image files in and below `folder`, sorted. Raises DataError for links out of `root`."""
+def _walk(folder: str, root: str, kind: FileKind) -> Iterator[str]:
+    """Yield the files of `kind` in and below `folder`, sorted. Raises DataError for links out of `root`."""
     try:
         with os.scandir(folder) as entries:
             visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
@@ -223,17 +238,13 @@ def _walk(folder: str, root: str) -> Iterator[str]:
         raise DataError(f"{folder}: {error.strerror or error}") from None
     for entry in visible:
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, root)
+            yield from _walk(entry.path, root, kind)
         elif entry.is_symlink() and entry.is_dir():
             _refuse_folder_link(entry.path)
-        elif _is_image(entry.name):
+        elif kind.fits(entry.name):
             if entry.is_symlink():
                 _refuse_outside(entry.path, root)
             yield entry.path
-
-
-def _is_image(name: str) -> bool:
-    return _IMAGE_NAME.fullmatch(name) is not None
 
 
 def _refuse_folder_link(path: str) -> None:

@@ -1,0 +1,185 @@
+"""Where arrays lie that are large beside the memory, where the cache is, and how long work shows how far it is.
+
+A large array lies in a temporary file that is mapped into memory: the system keeps there what is in use and writes
+the rest to the disk. The file has no name, so nothing is left of it however the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+_ALWAYS_IN_MEMORY_BYTES = 16 * 2**20
+_SHARE_OF_MEMORY = 1 / 8
+"""An array beyond this share goes to the disk: while data are prepared there are three or four of them at a time (what
+was read, the split taken from it, what is encoded), and the process itself needs the rest."""
+_BLOCK_BYTES = 16 * 2**20
+_FIRST_DRAW_S = 1.0
+_SECONDS_BETWEEN_DRAWS = 0.2
+
+_shows_progress = True
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of the cache, which need not exist; None if it is switched off.
+
+    It is $DLTRAIN_CACHE, where "off" switches it off, else dltrain in $XDG_CACHE_HOME, else ~/.cache/dltrain.
+    """
+    given = os.environ.get("DLTRAIN_CACHE", "")
+    if given == "off":
+        return None
+    if given:
+        return Path(os.path.abspath(os.path.expanduser(given)))
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):  # https://specifications.freedesktop.org/basedir-spec/latest
+        home = os.path.expanduser("~/.cache")
+    return Path(home, "dltrain") if os.path.isabs(home) else None
+
+
+def allocate(shape: Sequence[int], dtype: np.dtype | type) -> np.ndarray:
+    """Return an array of `shape`, its values undefined: in memory, or on the disk if it is large beside the memory.
+
+    Raises MemoryError where there is room for it in neither.
+    """
+    dtype = np.dtype(dtype)
+    size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if size_bytes > _ALWAYS_IN_MEMORY_BYTES and size_bytes > _SHARE_OF_MEMORY * memory_bytes():
+        folders = [folder for folder in (cache_folder(), Path(tempfile.gettempdir())) if folder is not None]
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                return np.frombuffer(_map_file(folder, size_bytes), dtype).reshape(shape)
+    return np.empty(shape, dtype)
+
+
+def gather(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return array[indices] (int64), allocated as `allocate` does; a view where the indices are one stretch."""
+    if len(indices) and indices[-1] - indices[0] == len(indices) - 1 and (np.diff(indices) == 1).all():
+        return array[indices[0] : indices[-1] + 1]
+    result = allocate((len(indices), *array.shape[1:]), array.dtype)
+    for rows in blocks_of_rows(result):
+        result[rows] = array[indices[rows]]
+    return result
+
+
+def blocks_of_rows(array: np.ndarray) -> Iterator[slice]:
+    """Yield slices of axis 0 that cover `array` in order, each of some 16 MiB."""
+    num_rows = max(_BLOCK_BYTES // max(array[:1].nbytes, 1), 1)
+    for start in range(0, len(array), num_rows):
+        yield slice(start, start + num_rows)
+
+
+def memory_bytes() -> int:
+    """Return how much memory this process may still take: what is free, within its limits and those of its group."""
+    possible = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    sizes = _sizes_in("/proc/self/status")
+    for limit, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            possible.append(soft - sizes.get(used, 0))
+    if (free := _sizes_in("/proc/meminfo").get("MemAvailable")) is not None:
+        possible.append(free)
+    return max(0, min([*possible, *_group_limits()]))
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """Give the block a function to tell of how many more of `total` it has done; `what` is one word or two.
+
+    On a terminal a bar appears on stderr once the work has taken a second. To be told from one thread.
+    """
+    line = _ProgressLine(total, what)
+    try:
+        yield line.advance
+    finally:
+        line.stop()
+
+
+def hide_progress() -> None:
+    """Show no bars from now on."""
+    global _shows_progress
+    _shows_progress = False
+
+
+class _ProgressLine:
+    """A bar that is drawn only for long work."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what, self._done = total, what, 0
+        self._bar: Bar | None = None
+        self._next_draw = time.perf_counter() + _FIRST_DRAW_S
+
+    def advance(self, number: int) -> None:
+        self._done += number
+        now = time.perf_counter()
+        if not _shows_progress or now < self._next_draw:
+            return
+        self._next_draw = now + _SECONDS_BETWEEN_DRAWS
+        if self._bar is None:
+            self._start()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+            self._bar.refresh()
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _start(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        from dltrain.console import err_console
+
+        console = err_console()
+        if not console.is_terminal:
+            self._next_draw = float("inf")
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False)
+        self._task = self._bar.add_task(self._what, total=self._total)
+        self._bar.start()
+
+
+def _map_file(folder: Path, size_bytes: int) -> mmap.mmap:
+    """Return a new file without a name in `folder` as memory. Raises OSError, also where the disk is too full."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size_bytes)  # a full disk is an error now, later it would be a signal
+        return mmap.mmap(file.fileno(), size_bytes)
+
+
+def _sizes_in(path: str) -> dict[str, int]:
+    """Return the lines "name: number kB" of a file of /proc, in bytes; nothing where there is no /proc."""
+    sizes = {}
+    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if value.endswith(" kB\n"):
+                sizes[name] = int(value.split()[0]) * 1024
+    return sizes
+
+
+def _group_limits() -> Iterator[int]:
+    """Yield the memory limits of the control group of this process and of those around it (cgroup v2)."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            group = next(line.rstrip("\n")[3:] for line in file if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return
+    inner = Path("/sys/fs/cgroup", group.lstrip("/"))
+    for folder in (inner, *inner.parents[: len(Path(group).parts) - 1]):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            yield int((folder / "memory.max").read_text(encoding="ascii"))
