@@ -12,15 +12,19 @@ from torch import nn
 
 from dltrain.config.schema import layers as layer_schema
 from dltrain.config.schema import models as schema
+from dltrain.config.schema import models_text as text_schema
 from dltrain.errors import ConfigError
 from dltrain.models import layers
+from dltrain.models.bag_of_embeddings import BagOfEmbeddings
 from dltrain.models.convnet import ConvNet
+from dltrain.models.convnet1d import ConvNet1d
 from dltrain.models.linear import Linear
 from dltrain.models.mlp import MLP
 from dltrain.models.resnet import CIFAR_FORMS, IMAGENET_FORMS, Block, ResNet
 from dltrain.models.sequential import INFERRED, Sequential
+from dltrain.models.text_convnet import TextConvNet
 
-FROM_DATA = {"in_features", "in_channels", "input_shape", "out_features", "num_classes", "cardinalities"}
+FROM_DATA = {"in_features", "in_channels", "input_shape", "out_features", "num_classes", "cardinalities", "vocab_size"}
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -274,6 +278,70 @@ def test_convnet_refuses_what_it_cannot_do():
         ConvNet(3, 2, pool="mean")
 
 
+# ---- convnet1d
+
+
+@pytest.mark.parametrize("length", [1, 7, 80, 1001])
+@pytest.mark.parametrize("pool", ["max", "avg"])
+def test_convnet1d_takes_any_length(length, pool):
+    model = ConvNet1d(2, 4, channels=[4, 5, 6, 7, 8], pool=pool)
+    x = torch.randn(2, 2, length, requires_grad=True)
+    model(x).sum().backward()
+    assert model(x).shape == (2, 4)
+    assert torch.isfinite(x.grad).all()
+
+
+def test_convnet1d_is_convolution_norm_activation_pool_mean_linear():
+    model = ConvNet1d(3, 2, channels=[8, 4], first_kernel_size=20, first_stride=5, pool_size=2, norm="none").eval()
+    first, second, head = model.layers[0], model.layers[3], model.layers[-1]
+    x = torch.randn(4, 3, 200)
+    hidden = F.max_pool1d(F.relu(F.conv1d(x, first.weight, first.bias, stride=5, padding=10)), 2, ceil_mode=True)
+    hidden = F.max_pool1d(F.relu(F.conv1d(hidden, second.weight, second.bias, padding=1)), 2, ceil_mode=True)
+    torch.testing.assert_close(model(x), F.linear(hidden.mean(2), head.weight, head.bias))
+    assert [type(m) for m in ConvNet1d(3, 2, channels=[8], dropout=0.5, pool_size=1).layers] == [
+        nn.Conv1d,
+        nn.BatchNorm1d,
+        nn.ReLU,
+        nn.AdaptiveAvgPool1d,
+        nn.Flatten,
+        nn.Dropout,
+        nn.Linear,
+    ]
+
+
+def test_convnet1d_can_have_the_layers_of_m5():
+    """[80/4, 128], [3, 128], [3, 256], [3, 512]."""
+    model = ConvNet1d(1, 10, channels=[128, 128, 256, 512])
+    shapes = [tuple(m.weight.shape) for m in model.layers if isinstance(m, nn.Conv1d)]
+    assert shapes == [(128, 1, 80), (128, 128, 3), (256, 128, 3), (512, 256, 3)]
+    assert model.layers[0].stride == (4,)
+
+
+def test_convnet1d_tells_pitches_apart():
+    torch.manual_seed(0)
+    time = torch.arange(1600) / 8000
+    target = torch.arange(48) % 3
+    pitch = torch.tensor([300.0, 500.0, 900.0])[target] * (1 + 0.05 * torch.randn(48))
+    x = torch.sin(2 * math.pi * pitch[:, None] * time + 6 * torch.rand(48, 1)).unsqueeze(1) + 0.1 * torch.randn(
+        48, 1, 1600
+    )
+    model = ConvNet1d(1, 3, channels=[16, 16])
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(25):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 25)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[:24]), target[:24]).backward()
+        optimizer.step()
+    assert (model.eval()(x[24:]).argmax(1) == target[24:]).float().mean().item() > 0.9  # of pitches never heard
+
+
+def test_convnet1d_refuses_what_it_cannot_do():
+    with pytest.raises(ConfigError, match=r"^kernel_size: 4 is even; use an odd number, such as 5$"):
+        ConvNet1d(3, 2, kernel_size=4)
+    with pytest.raises(ConfigError, match=r"^pool: 'mean' is unknown; possible: max, avg$"):
+        ConvNet1d(3, 2, pool="mean")
+
+
 # ---- resnet
 
 
@@ -499,12 +567,92 @@ def test_every_model_learns_and_keeps_what_it_learned(build, tmp_path):
     assert torch.equal(model(x), output)
 
 
+# ---- texts
+
+TEXT_MODELS = {
+    "bag": lambda **settings: BagOfEmbeddings(20, 3, **{"embedding_dim": 8} | settings).eval(),
+    "deep bag": lambda **settings: BagOfEmbeddings(20, 3, **{"embedding_dim": 8, "hidden": [6, 5]} | settings).eval(),
+    "convnet": lambda **settings: TextConvNet(20, 3, **{"embedding_dim": 8, "channels": 4} | settings).eval(),
+    "even": lambda **settings: TextConvNet(20, 3, **{"embedding_dim": 8, "kernel_sizes": [1, 2, 4]} | settings).eval(),
+}
+
+
+@pytest.fixture(params=TEXT_MODELS)
+def text_model(request):
+    return TEXT_MODELS[request.param]
+
+
+def test_padding_changes_no_output(text_model):
+    model = text_model()
+    nn.init.normal_(model.embedding.weight)  # the row of the padding too, whatever has changed it
+    ids = torch.randint(1, 20, (4, 7))
+    ids[1, 4:], ids[2, 1:], ids[3] = 0, 0, 0
+    output = model(ids)
+    assert torch.isfinite(output).all()
+    for row, length in enumerate([7, 4, 1, 1]):
+        torch.testing.assert_close(model(ids[row : row + 1, :length])[0], output[row], atol=1e-6, rtol=0)
+    torch.testing.assert_close(model(F.pad(ids, (0, 9))), output, atol=1e-6, rtol=0)
+
+
+def test_a_text_without_tokens_has_a_gradient_without_nan(text_model):
+    model = text_model().train()
+    model(torch.zeros(2, 3, dtype=torch.int64)).sum().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_text_models_work_in_bfloat16(text_model):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(text_model()(torch.randint(1, 20, (4, 7)))).all()
+
+
+def test_the_bag_is_the_mean_of_the_embeddings_whatever_their_order():
+    model = BagOfEmbeddings(20, 3, embedding_dim=8, hidden=[6])
+    ids = torch.tensor([[3, 7, 7, 0], [7, 3, 7, 0]])
+    mean = model.embedding.weight[[3, 7, 7]].mean(0)
+    first, head = model.layers[0], model.layers[-1]
+    torch.testing.assert_close(model(ids)[0], head(F.relu(first(mean))))
+    torch.testing.assert_close(*model(ids))
+    assert [type(m) for m in BagOfEmbeddings(20, 3, hidden=[6], dropout=0.5).layers] == [
+        nn.Dropout,
+        nn.Linear,
+        nn.ReLU,
+        nn.Dropout,
+        nn.Linear,
+    ]
+    assert [type(m) for m in BagOfEmbeddings(20, 3).layers] == [nn.Linear]
+    assert model.embedding.weight.abs().max() <= 1 / 8
+
+
+def test_the_text_convnet_is_the_maximum_over_time_of_its_convolutions():
+    model = TextConvNet(20, 3, embedding_dim=8, channels=4, kernel_sizes=[1, 3]).eval()
+    ids = torch.randint(1, 20, (2, 6))
+    x = model.embedding(ids).transpose(1, 2)
+    one, three = model.convolutions
+    features = [F.relu(one(x)).amax(2), F.relu(F.conv1d(x, three.weight, three.bias, padding=1)).amax(2)]
+    torch.testing.assert_close(model(ids), model.head(torch.cat(features, 1)))
+    assert model.embedding.weight.abs().max() <= 0.25
+    assert [type(m) for m in model.head] == [nn.Dropout, nn.Linear]
+
+
+def test_a_text_may_be_shorter_than_the_kernels():
+    assert TextConvNet(20, 3, kernel_sizes=[3, 8])(torch.tensor([[5]])).shape == (1, 3)
+
+
 # ---- the schema of the models
 
-CLASSES = {"mlp": MLP, "linear": Linear, "convnet": ConvNet, "resnet": ResNet, "sequential": Sequential}
+CLASSES = {
+    "mlp": MLP,
+    "linear": Linear,
+    "convnet": ConvNet,
+    "convnet1d": ConvNet1d,
+    "resnet": ResNet,
+    "sequential": Sequential,
+    "bag_of_embeddings": BagOfEmbeddings,
+    "text_convnet": TextConvNet,
+}
 
 
-@pytest.mark.parametrize("settings", schema.ALL, ids=lambda settings: settings.__name__)
+@pytest.mark.parametrize("settings", schema.ALL + text_schema.ALL, ids=lambda settings: settings.__name__)
 def test_schema_has_the_parameters_and_defaults_of_the_model(settings):
     (name,) = get_args(settings.model_fields["type"].annotation)
     model_class = CLASSES[name]
@@ -537,6 +685,8 @@ def test_schema_offers_the_names_that_the_layers_know():
         (schema.MLP, {"type": "mlp", "dropout": 1.0}, ("dropout",)),
         (schema.MLP, {"type": "mlp", "norm": "instance"}, ("norm",)),
         (schema.ConvNet, {"type": "convnet", "kernel_size": 4}, ("kernel_size",)),
+        (schema.ConvNet1d, {"type": "convnet1d", "kernel_size": 4}, ("kernel_size",)),
+        (schema.ConvNet1d, {"type": "convnet1d", "pool_size": 0}, ("pool_size",)),
         (schema.ResNet, {"type": "resnet", "depth": 19}, ("depth",)),
         (schema.ResNet, {"type": "resnet", "width": 0}, ("width",)),
     ],

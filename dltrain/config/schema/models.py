@@ -1,6 +1,7 @@
 """Settings of the built-in models.
 
-What the data decide (in_features, in_channels, input_shape, out_features, cardinalities) is no setting.
+What the data decide (in_features, in_channels, input_shape, out_features, cardinalities) is no setting. `takes` says
+which inputs a model is for, in the words of `dltrain.network`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ResidualNorm = Literal["batch", "layer", "group", "instance"]
 Init = Literal["default", "kaiming", "xavier", "orthogonal", "trunc_normal"]
 Size = Annotated[int, Field(gt=0)]
 
+_FIXED_SIZE = ("numbers", "images", "series")
 _ACTIVATION = "activation function between the layers"
 _INIT = "initial weights; default: torch's own"
 _ZERO_INIT_HEAD = "start the last layer at zero, so that training starts from equal outputs"
@@ -47,6 +49,7 @@ class MLP(Component):
     """Multi-layer perceptron for numbers and categories (embedded); images are flattened."""
 
     builds: ClassVar[str] = "dltrain.models.mlp:MLP"
+    takes: ClassVar[tuple[str, ...]] = _FIXED_SIZE
     type: Literal["mlp"]
     hidden: list[Size] = Field([128, 128], min_length=1, description="widths of the hidden layers")
     activation: Activation = Field("relu", description=_ACTIVATION)
@@ -65,6 +68,7 @@ class Linear(Component):
     """Linear model: linear, logistic or softmax regression, as the loss has it."""
 
     builds: ClassVar[str] = "dltrain.models.linear:Linear"
+    takes: ClassVar[tuple[str, ...]] = _FIXED_SIZE
     type: Literal["linear"]
     init: Literal["default", "zeros", "xavier"] = Field("default", description=_INIT)
 
@@ -73,6 +77,7 @@ class ConvNet(Component):
     """Plain convolutional network: blocks of convolution and pooling, mean over space, linear head."""
 
     builds: ClassVar[str] = "dltrain.models.convnet:ConvNet"
+    takes: ClassVar[tuple[str, ...]] = ("images",)
     type: Literal["convnet"]
     channels: list[Size] = Field(
         [32, 64], min_length=1, description="channels of each block; each block halves the image"
@@ -88,12 +93,38 @@ class ConvNet(Component):
     zero_init_head: bool = Field(False, description=_ZERO_INIT_HEAD)
 
 
+class ConvNet1d(Component):
+    """Plain convolutional network for waveforms and other series (after M5, Dai et al. 2016)."""
+
+    builds: ClassVar[str] = "dltrain.models.convnet1d:ConvNet1d"
+    takes: ClassVar[tuple[str, ...]] = ("series",)
+    type: Literal["convnet1d"]
+    channels: list[Size] = Field(
+        [64, 64, 128, 256], min_length=1, description="channels of each block; each block shortens the series"
+    )
+    first_kernel_size: Size = Field(
+        80, description="size of the first convolution in steps: 80 for waveforms, some 7 for short series"
+    )
+    first_stride: Size = Field(4, description="steps from one place of the first convolution to the next")
+    kernel_size: Annotated[int, AfterValidator(_odd)] = Field(
+        3, gt=0, description="size of the other convolutions in steps, odd"
+    )
+    pool_size: Size = Field(4, description="steps that the pooling at the end of each block makes one")
+    activation: Activation = Field("relu", description=_ACTIVATION)
+    norm: ImageNorm = Field("batch", description="normalisation after each convolution")
+    dropout: float = Field(0.0, ge=0, lt=1, description="rate of dropout before the head")
+    pool: Literal["max", "avg"] = Field("max", description="pooling at the end of each block: maximum or mean")
+    init: Init = Field("default", description=_INIT)
+    zero_init_head: bool = Field(False, description=_ZERO_INIT_HEAD)
+
+
 class ResNet(Component):
     """Residual network, ImageNet or CIFAR form, wide or narrow (He et al. 2015,
     https://arxiv.org/abs/1512.03385).
     """
 
     builds: ClassVar[str] = "dltrain.models.resnet:ResNet"
+    takes: ClassVar[tuple[str, ...]] = ("images",)
     type: Literal["resnet"]
     depth: Literal[18, 34, 50, 20, 32, 44, 56, 110] = Field(
         18,
@@ -122,6 +153,7 @@ class Sequential(Component):
     """A list of torch.nn layers; sizes that follow from the layer before may be left out."""
 
     builds: ClassVar[str] = "dltrain.models.sequential:Sequential"
+    takes: ClassVar[tuple[str, ...]] = ("numbers", "images", "series", "texts")
     type: Literal["sequential"]
     layers: list[Layer] = Field(
         min_length=1,
@@ -130,4 +162,4 @@ class Sequential(Component):
     )
 
 
-ALL: tuple[type[Component], ...] = (MLP, Linear, ConvNet, ResNet, Sequential)
+ALL: tuple[type[Component], ...] = (MLP, Linear, ConvNet, ConvNet1d, ResNet, Sequential)
