@@ -212,6 +212,82 @@ def test_noise_is_normal_with_its_standard_deviation() -> None:
         transforms.Noise(0.2)(torch.zeros(5, 3, dtype=torch.int64), generator())
 
 
+# --- sound
+
+
+SOUND_TRANSFORMS: list[Transform] = [transforms.SpecAugment(), transforms.TimeShift(0.3)]
+
+
+@pytest.mark.parametrize("transform", SOUND_TRANSFORMS, ids=repr)
+def test_sounds_are_transformed_one_by_one_by_the_generator_alone(transform: Transform) -> None:
+    x = images(C=1, H=16, W=40)
+    before = x.clone()
+    first = transform(x, generator(1))
+    torch.manual_seed(2)
+    assert torch.equal(first, transform(x, generator(1)))
+    assert not torch.equal(first, transform(x, generator(2)))
+    assert torch.equal(x, before)
+    assert first.shape == x.shape
+    same = transform(x[:1].expand(64, -1, -1, -1), generator())
+    assert len(torch.unique(same.flatten(1), dim=0)) > 10
+    x[0] = 7.0  # another sample in the batch has no influence
+    assert torch.equal(transform(x, generator(1))[1:], first[1:])
+
+
+def test_spec_augment_clears_whole_bands_and_frames_of_every_width() -> None:
+    x = images(B=4000, C=1, H=20, W=30)
+    out = transforms.SpecAugment(frequency_masks=1, frequency_width=0.2, time_masks=1, time_width=0.1)(x, generator())
+    cleared = out == 0
+    assert torch.equal(out[~cleared], x[~cleared])
+    bands, frames = cleared[:, 0].all(dim=2), cleared[:, 0].all(dim=1)
+    assert torch.equal(cleared[:, 0], bands[:, :, None] | frames[:, None, :])
+    for mask, widest in ((bands, 4), (frames, 3)):
+        widths = mask.sum(dim=1)
+        shares = torch.bincount(widths, minlength=widest + 1) / len(x)
+        torch.testing.assert_close(shares, torch.full((widest + 1,), 1 / (widest + 1)), atol=0.03, rtol=0)
+        starts_and_ends = mask.int().diff(dim=1, prepend=torch.zeros(len(x), 1), append=torch.zeros(len(x), 1)).abs()
+        assert torch.equal(starts_and_ends.sum(dim=1), 2 * (widths > 0).float())  # neighbours, all of them
+        assert mask[:, 0].any()
+        assert mask[:, -1].any()
+
+
+def test_spec_augment_has_as_many_masks_as_asked_for() -> None:
+    x = images(B=500, C=1, H=50, W=50)
+    assert torch.equal(transforms.SpecAugment(frequency_masks=0, time_masks=0)(x, generator()), x)
+    for settings, dim in (({"frequency_masks": 3, "time_masks": 0}, 2), ({"frequency_masks": 0, "time_masks": 3}, 1)):
+        mask = (transforms.SpecAugment(**settings, frequency_width=0.04, time_width=0.04)(x, generator()) == 0)[:, 0]
+        assert mask.all(dim=dim).sum(dim=1).max() == 6
+        assert torch.equal(mask.all(dim=dim), mask.any(dim=dim))
+
+
+@pytest.mark.parametrize("shape", [(2, 20), (1, 4, 20)])
+def test_time_shift_moves_by_every_step_and_brings_in_the_mean(shape: tuple[int, ...]) -> None:
+    x = torch.randn(1, *shape, generator=generator()).expand(700, *([-1] * len(shape))) + 9.0
+    out = transforms.TimeShift(0.15)(x, generator())
+    counts = []
+    for step in range(-3, 4):
+        expected = torch.zeros_like(x[0])
+        expected[..., max(step, 0) : 20 + min(step, 0)] = x[0][..., max(-step, 0) : 20 - max(step, 0)]
+        counts.append(int((out == expected).flatten(1).all(dim=1).sum()))
+    assert sum(counts) == 700
+    assert min(counts) > 60  # 100 expected of each
+
+
+def test_transforms_of_sound_refuse_other_inputs() -> None:
+    with pytest.raises(ConfigError) as caught:
+        transforms.SpecAugment()(images(), generator())
+    assert str(caught.value) == (
+        "spec_augment needs spectrograms (B, 1, num_mels, frames), this data has samples of shape (3, 8, 10); "
+        "leave spec_augment out"
+    )
+    for x in (images(), torch.zeros(5, 64), torch.zeros(5, 1, 64, dtype=torch.int64)):
+        with pytest.raises(ConfigError, match=r"^time_shift needs waveforms or other series \(B, C, T\), or spectrog"):
+            transforms.TimeShift()(x, generator())
+    with pytest.raises(ConfigError) as caught:
+        transforms.TimeShift(0.01)(torch.zeros(5, 1, 20), generator())
+    assert str(caught.value) == "time_shift cannot shift samples of 20 steps by 0.01 of them; raise shift"
+
+
 # --- normalisation
 
 
@@ -278,6 +354,8 @@ def test_settings_are_checked() -> None:
         (schema.Crop, {"type": "crop", "mode": "edge"}),
         (schema.Rotation, {"type": "rotation", "degrees": 200}),
         (schema.Noise, {"type": "noise"}),
+        (schema.SpecAugment, {"type": "spec_augment", "time_width": 0}),
+        (schema.TimeShift, {"type": "time_shift", "shift": 1.5}),
     ):
         with pytest.raises(ValidationError):
             TypeAdapter(settings).validate_python(values)

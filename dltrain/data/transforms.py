@@ -1,8 +1,8 @@
-"""Augmentation of whole batches on their device, and the normalisation of images.
+"""Augmentation of whole batches on their device, of images, sound and columns, and the normalisation of images.
 
 A transform is called `(x, rng) -> x`, with `rng` on the device of x, and draws every random number from it,
 so an augmented batch is a function of seed and step. It is given the whole batch, before micro-batches are
-cut, and normalised images: the 0 that crops, boxes and rotations fill with is the mean, the unit a standard
+cut, and normalised inputs: the 0 that crops, boxes, masks and rotations fill with is the mean, the unit a standard
 deviation.
 """
 
@@ -135,6 +135,61 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class SpecAugment:
+    """Mask bands and stretches of time of each spectrogram: fill them with the mean.
+
+    `frequency_masks` masks of neighbouring bands and `time_masks` of neighbouring frames, each of a width uniform
+    from none to the share `frequency_width` or `time_width` of all, at a uniform place. Park et al. (2019),
+    https://arxiv.org/abs/1904.08779, without time warping, which they found to matter least.
+    """
+
+    frequency_masks: int = 2
+    frequency_width: float = 0.2
+    time_masks: int = 2
+    time_width: float = 0.2
+
+    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Return x (B, 1, num_mels, frames) with masks of zeros."""
+        if x.ndim != 4 or x.shape[1] != 1:
+            raise ConfigError(
+                "spec_augment needs spectrograms (B, 1, num_mels, frames), this data has samples of shape "
+                f"{tuple(x.shape[1:])}; leave spec_augment out"
+            )
+        M, T = x.shape[2:]
+        kept = torch.ones_like(x, dtype=torch.bool)
+        for _ in range(self.frequency_masks):
+            kept &= ~_spans(x, M, _random_widths(x, M, self.frequency_width, rng), rng)[:, None, :, None]
+        for _ in range(self.time_masks):
+            kept &= ~_spans(x, T, _random_widths(x, T, self.time_width, rng), rng)[:, None, None, :]
+        return x * kept
+
+
+@dataclass(frozen=True)
+class TimeShift:
+    """Shift each sample along time, its last axis, by up to the share `shift` of its length either way.
+
+    By whole steps, uniform; what comes in is the mean.
+    """
+
+    shift: float = 0.1
+
+    def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Return x (B, C, T), such as waveforms, or (B, 1, num_mels, frames) shifted. Raises ConfigError for others."""
+        if not x.is_floating_point() or not (x.ndim == 3 or (x.ndim == 4 and x.shape[1] == 1)):
+            raise ConfigError(
+                "time_shift needs waveforms or other series (B, C, T), or spectrograms (B, 1, num_mels, frames), this "
+                f"data has samples of shape {tuple(x.shape[1:])}; leave time_shift out"
+            )
+        B, T = len(x), x.shape[-1]
+        largest = round(self.shift * T)
+        if largest == 0:
+            raise ConfigError(f"time_shift cannot shift samples of {T} steps by {self.shift:g} of them; raise shift")
+        offsets = torch.randint(2 * largest + 1, (B,), generator=rng, device=x.device)
+        windows = F.pad(x, (largest, largest)).unfold(-1, T, 1).movedim(-2, 1)
+        return windows[torch.arange(B, device=x.device), offsets]
+
+
+@dataclass(frozen=True)
 class Noise:
     """Add normal noise of standard deviation `std` to every value; made for scaled columns, it takes any
     shape.
@@ -210,7 +265,16 @@ def _uniform(x: Tensor, low: float, high: float, rng: torch.Generator) -> Tensor
 
 def _random_spans(x: Tensor, size: int, fraction: Tensor, rng: torch.Generator) -> Tensor:
     """Return a mask (B, size) of round(fraction * size) neighbours, at least 1, at a random place each."""
-    length = (size * fraction).round().clamp(1, size)
+    return _spans(x, size, (size * fraction).round().clamp(1, size), rng)
+
+
+def _random_widths(x: Tensor, size: int, largest: float, rng: torch.Generator) -> Tensor:
+    """Draw a whole number from 0 to round(largest * size), all alike, for each sample of x, (B, 1, 1, 1)."""
+    return torch.randint(round(largest * size) + 1, (len(x), 1, 1, 1), generator=rng, device=x.device)
+
+
+def _spans(x: Tensor, size: int, length: Tensor, rng: torch.Generator) -> Tensor:
+    """Return a mask (B, size) of `length` (B, 1, 1, 1) neighbours at a random place each."""
     start = (_uniform(x, 0, 1, rng) * (size - length + 1)).floor()
     position = torch.arange(size, device=x.device)
     start, length = start.view(-1, 1), length.view(-1, 1)

@@ -69,6 +69,25 @@ class Rotation(Component):
     degrees: float = Field(gt=0, le=180, description="largest angle either way")
 
 
+class SpecAugment(Component):
+    """Masks bands and stretches of time of spectrograms (Park et al. 2019)."""
+
+    builds: ClassVar[str] = "dltrain.data.transforms:SpecAugment"
+    type: Literal["spec_augment"]
+    frequency_masks: int = Field(2, ge=0, description="masks of neighbouring bands")
+    frequency_width: float = Field(0.2, gt=0, le=1, description="largest width of one, as a share of the bands")
+    time_masks: int = Field(2, ge=0, description="masks of neighbouring frames")
+    time_width: float = Field(0.2, gt=0, le=1, description="largest width of one, as a share of the frames")
+
+
+class TimeShift(Component):
+    """Shifts waveforms, other series and spectrograms along time."""
+
+    builds: ClassVar[str] = "dltrain.data.transforms:TimeShift"
+    type: Literal["time_shift"]
+    shift: float = Field(0.1, gt=0, le=1, description="largest shift either way, as a share of the length")
+
+
 class Noise(Component):
     """Adds normal noise to numeric inputs (Bishop 1995)."""
 
@@ -77,4 +96,4 @@ class Noise(Component):
     std: float = Field(gt=0, description="standard deviation of the noise, in the units of the scaled inputs")
 
 
-ALL: tuple[type[Component], ...] = (Flip, Crop, Erasing, BrightnessContrast, Rotation, Noise)
+ALL: tuple[type[Component], ...] = (Flip, Crop, Erasing, BrightnessContrast, Rotation, SpecAugment, TimeShift, Noise)
