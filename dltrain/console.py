@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_DRAWS = 0.2
 _ROWS_PER_HEADER = 20
 _ORDER = ("epoch", "train", "val", "lr", "samples_per_s", "left")
-_METRICS = ("loss", "penalty", "accuracy", "micro_f1", "rmse", "r2")
+_METRICS = ("loss", "penalty", "accuracy", "micro_f1", "rmse", "r2", "perplexity", "token_accuracy", "exact_match")
 _DISPENSABLE = (
     "samples_per_s",
     "lr",
-    *(f"train/{name}" for name in ("r2", "micro_f1", "accuracy", "rmse")),
+    *(f"train/{name}" for name in ("exact_match", "r2", "micro_f1", "accuracy", "rmse")),
+    "val/token_accuracy",
     "val/r2",
     "left",
     "train/penalty",
@@ -158,8 +159,10 @@ def describe(data: Prepared) -> list[tuple[str, str]]:
     """Return (label, text) of what is known of the data: sizes, columns of a table, notes, the task."""
     counts = data.facts["num_samples"]
     shapes = " + ".join("x".join(map(str, shape)) for shape in data.facts["input_shapes"])
+    of_shapes = f"up to {shapes} tokens" if "vocab_size" in data.facts["source"] else shapes
     sizes = ", ".join(f"{counts[name]:,} {name}" for name in counts)
-    lines = [("data", f"{sizes} samples; inputs of {shapes}")]
+    samples = "lines" if data.task.type == "language_model" else "samples"
+    lines = [("data", f"{sizes} {samples}; inputs of {of_shapes}")]
     lines += [("columns", text) for text in _columns(data.facts["source"].get("columns", []))]
     lines += [("note", note) for note in data.notes]
     inferred = " (inferred)" if data.task_is_inferred else ""
@@ -188,7 +191,9 @@ def _outputs(data: Prepared) -> str:
         return _some(task.names)  # type: ignore[union-attr]
     if task.type == "multilabel":
         return f"{task.num_outputs} labels: {_some(task.labels)}"  # type: ignore[union-attr]
-    return f"{task.num_outputs} classes: {_some(task.classes)}"  # type: ignore[union-attr]
+    if task.type == "classification":
+        return f"{task.num_outputs} classes: {_some(task.classes)}"  # type: ignore[union-attr]
+    return f"{task.num_outputs:,} tokens"
 
 
 def _some(names: Sequence[Any]) -> str:

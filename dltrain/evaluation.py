@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dltrain import checkpoint as checkpoints
 from dltrain.build import Builder
 from dltrain.config.validate import load_config
 from dltrain.data.columns import Columns
-from dltrain.data.prepare import prepare_path, prepare_split
+from dltrain.data.prepare import PreparedSplit, open_source, prepare_path, prepare_split
 from dltrain.device import autocast, evaluating, open_device
 from dltrain.errors import ConfigError
 from dltrain.losses import count
 from dltrain.metrics import Metrics
 from dltrain.network import Network, restore_network
 from dltrain.run import finite_or_none
+from dltrain.tasks import SequenceTask, Task, Translation
+from dltrain.text_scores import score
+
+_LARGEST_OUTPUT = 2**24
+"""Numbers in the outputs of sequences that are evaluated together: 64 MiB."""
 
 
 @torch.no_grad()
 def evaluate_columns(
     network: Network, model: nn.Module, columns: Columns, batch_size: int, precision: str
 ) -> tuple[float, Metrics]:
-    """Return the mean loss over `columns` and the metrics; neither depends on `batch_size`.
+    """Return the mean loss over `columns`, per sample or per token, and the metrics; neither depends on `batch_size`.
 
     `model` is the one of the network, or its averaged form; it is left in the mode in which it came.
     """
@@ -36,10 +41,8 @@ def evaluate_columns(
     total = torch.zeros((), dtype=torch.float64, device=device)
     context = autocast(device, precision)
     with evaluating(model):
-        for start in range(0, len(columns), batch_size):
-            inputs = tuple(x[start : start + batch_size].to(device) for x in columns.inputs)
-            assert columns.target is not None
-            target = columns.target[start : start + batch_size].to(device)
+        for rows in _batches(columns, batch_size, network.task):
+            inputs, target = columns.batch(rows, device)
             with context:
                 output = model(*network.transform(inputs)).float()
                 loss = network.loss(output, target)
@@ -48,6 +51,17 @@ def evaluate_columns(
             total += weight
             metrics.update(output, target)
     return float(loss_sum / total), metrics
+
+
+def _batches(columns: Columns, batch_size: int, task: Task) -> Iterator[Tensor | slice]:
+    """Yield which samples are evaluated together: stretches, or sequences of like length."""
+    lengths = columns.lengths
+    if lengths is not None and isinstance(task, SequenceTask):
+        batch_size = min(batch_size, max(1, _LARGEST_OUTPUT // (int(lengths.max()) * task.num_outputs)))
+    order = None if lengths is None else lengths.argsort(stable=True)
+    for start in range(0, len(columns), batch_size):
+        rows = slice(start, start + batch_size)
+        yield rows if order is None else order[rows]
 
 
 def evaluate(
@@ -69,37 +83,55 @@ def evaluate(
 
     Returns:
         checkpoint, step, split, num_samples, metrics (by name), labels, report (JSON values) and notes: what to know
-        of the data, such as rows that were dropped.
+        of the data, such as rows that were dropped. Translations are also generated and compared with the targets.
     """
     file = checkpoints.find(Path(path))
     checkpoint = checkpoints.load(file)
     target_device = open_device(device)
     builder, network = restore_network(checkpoint, str(file), target_device, trusted)
-    columns, notes, name = _columns(builder, checkpoint.meta["facts"], split, data)
-    train = builder.file.config.train
+    facts = checkpoint.meta["facts"]
+    prepared, name = _prepared(builder, facts, split, data)
+    columns, train = prepared.columns, builder.file.config.train
     loss, metrics = evaluate_columns(network, network.model, columns, train.eval_batch_size, train.precision)
+    values = {"loss": loss, **metrics.compute()}
+    if isinstance(network.task, Translation):
+        values |= score(_translations(network, builder, facts, columns), prepared.references)
     return {
         "checkpoint": str(file),
         "step": checkpoint.meta["step"],
         "split": name,
         "num_samples": len(columns),
-        "metrics": {name: finite_or_none(value) for name, value in {"loss": loss, **metrics.compute()}.items()},
+        "metrics": {name: finite_or_none(value) for name, value in values.items()},
         "labels": _labels(network),
         "report": metrics.report(),
-        "notes": notes,
+        "notes": prepared.notes,
     }
 
 
-def _columns(builder: Builder, facts: dict[str, Any], split: str, data: str | None) -> tuple[Columns, list[str], str]:
-    """Return the samples to measure, notes on them, and what to call them."""
+@torch.inference_mode()
+def _translations(network: Network, builder: Builder, facts: dict[str, Any], columns: Columns) -> list[str]:
+    """Return the text that the model makes of each source text, in their order."""
+    source, state, texts = open_source(builder), facts["source"], [""] * len(columns)
+    all_rows = torch.arange(len(columns))
+    train = builder.file.config.train
+    with autocast(network.device, train.precision):
+        for rows in _batches(columns, train.eval_batch_size, network.task):
+            sources = tuple(x[rows].to(network.device) for x in columns.inputs[:-1])  # the last is the target itself
+            for row, ids in zip(all_rows[rows].tolist(), network.translate(sources, state["max_length"]), strict=True):
+                texts[row] = source.decode_target(ids, state)
+    return texts
+
+
+def _prepared(builder: Builder, facts: dict[str, Any], split: str, data: str | None) -> tuple[PreparedSplit, str]:
+    """Return the samples to measure, and what to call them."""
     if data is None:
-        return *prepare_split(builder, facts, split), split
+        return prepare_split(builder, facts, split), split
     if not Path(data).exists():
         raise ConfigError(f"--data {data}: there is no such file or folder")
     if data.endswith((".yaml", ".yml")):
         other = Builder(load_config(data))
-        return *prepare_split(other, facts, split, same_data=False), f"{data} {split}"
-    return *prepare_path(builder, facts, data), data
+        return prepare_split(other, facts, split, same_data=False), f"{data} {split}"
+    return prepare_path(builder, facts, data), data
 
 
 def _labels(network: Network) -> list[str]:

@@ -90,8 +90,10 @@ def _show_data(console: Console, data: Prepared) -> None:
 def _first_batch(file: ConfigFile, plan: Plan) -> tuple[Inputs, Tensor]:
     """Return the (first micro-) batch of a training, augmented."""
     config, train = file.config, plan.train
-    order = epoch_order(len(train), config.seed, 0, config.train.sampler, train.target)
-    size = config.train.micro_batch_size or config.train.batch_size
+    batch_size = config.train.batch_size
+    size = config.train.micro_batch_size or batch_size
+    classes = train.target if isinstance(train.target, Tensor) else None
+    order = epoch_order(len(train), config.seed, 0, config.train.sampler, classes, train.lengths, batch_size)
     inputs, target = train.batch(order[:size].to(train.device), plan.device)
     inputs = plan.network.transform(inputs)
     rng = torch.Generator(plan.device).manual_seed(seed_of(config.seed, AUGMENTATION, 0))

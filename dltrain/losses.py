@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dltrain.data.columns import IGNORED
 from dltrain.errors import ConfigError
 
 Weights = Sequence[float] | Literal["balanced"] | None
@@ -35,6 +36,8 @@ def count(loss: object, target: Tensor) -> Tensor | int:
 
 class CrossEntropy:
     """Cross-entropy of class ids, or of (B, K) probabilities, under the softmax of the outputs (B, K).
+
+    Of sequences, outputs (B, L, K) and token ids (B, L), it is the mean over all tokens but those that are IGNORED.
 
     `label_smoothing` moves that part of each target to the uniform distribution (Szegedy et al. 2016,
     https://arxiv.org/abs/1512.00567). `class_weights`: one per class, or "balanced": n / (K * samples of the
@@ -55,12 +58,19 @@ class CrossEntropy:
         self.weights = _class_weights(class_weights, class_counts, num_classes)
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the mean over samples, weighted by the class weights of the targets."""
+        """Return the mean over samples or tokens, weighted by the class weights of the targets."""
         self.weights = _like(output, self.weights)
+        if output.ndim == 3:
+            output, target = output.flatten(0, 1), target.flatten()
         return F.cross_entropy(output, target, weight=self.weights, label_smoothing=self.label_smoothing)
 
     def count(self, target: Tensor) -> Tensor | int:
-        """Return the sum of the weights of the targets; B where they are probabilities, as torch does."""
+        """Return the sum of the weights of the targets or tokens; B where they are probabilities, as torch does."""
+        if target.ndim == 2 and not target.is_floating_point():
+            counted = target != IGNORED
+            if self.weights is None:
+                return counted.sum()
+            return (self.weights.to(target.device)[target.clamp(min=0)] * counted).sum()
         return _summed_weights(self.weights, target)
 
 

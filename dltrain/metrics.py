@@ -1,7 +1,7 @@
 """Metrics from sums that add up, so they are the same for any batch size and any number of processes.
 
-`Metrics` keeps the sums; of what they are, and which numbers follow, says its kind: ConfusionMatrix, LabelCounts or
-ErrorSums, which have no state of their own. Only `compute` and `report` wait for the device.
+`Metrics` keeps the sums; of what they are, and which numbers follow, says its kind: ConfusionMatrix, LabelCounts,
+ErrorSums or TokenSums, which have no state of their own. Only `compute` and `report` wait for the device.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from dltrain.data.columns import IGNORED
 
 HIGHER_IS_BETTER: dict[str, bool] = {
     "loss": False,
@@ -22,11 +25,23 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "mae": False,
     "rmse": False,
     "r2": True,
+    "perplexity": False,
+    "token_accuracy": True,
+    "bleu": True,
+    "chrf": True,
 }
-PRIMARY: dict[str, str] = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "rmse"}
+PRIMARY: dict[str, str] = {
+    "classification": "accuracy",
+    "multilabel": "micro_f1",
+    "regression": "rmse",
+    "language_model": "perplexity",
+    "translation": "exact_match",
+}
 
 # Reducing each batch of 64 costs more than the forward pass of a small model.
 _PENDING_SAMPLES = 4096
+_LARGEST_EXPONENT = 700.0
+"""Of which a float64 still holds the exponential."""
 
 
 class Kind(Protocol):
@@ -49,7 +64,7 @@ class Metrics:
     """The metrics of one kind over all samples since the last `reset`.
 
     `update` only remembers its tensors, which must not be written to afterwards; they are summed when thousands of
-    samples pend.
+    samples pend. Those of sequences are large, and summed at once.
     """
 
     def __init__(self, kind: Kind, device: torch.device | str = "cpu") -> None:
@@ -59,6 +74,9 @@ class Metrics:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
+        if output.ndim == 3:
+            self._kind.add(self._sums, output.detach(), target)
+            return
         self._outputs.append(output.detach())
         self._targets.append(target)
         self._num_pending += len(target)
@@ -219,6 +237,44 @@ class ErrorSums:
         return [dict(zip(("mae", "rmse", "r2"), row, strict=True)) for row in torch.stack(columns, 1).tolist()]
 
 
+class TokenSums:
+    """Perplexity and accuracy of tokens: outputs (B, L, V), token ids (B, L), of which IGNORED ones never count.
+
+    The sums are (5,) float64: negative log-likelihood, tokens, tokens that are the likeliest, sequences of which
+    every token is the likeliest, sequences. With `whole_sequences` the last two give exact_match: each token is
+    predicted from the true ones before it, and if all are right, greedy decoding gives just this sequence.
+    """
+
+    def __init__(self, whole_sequences: bool) -> None:
+        self.whole_sequences = whole_sequences
+
+    def zeros(self) -> Tensor:
+        """Return the sums over no sequences."""
+        return torch.zeros(5, dtype=torch.float64)
+
+    def add(self, sums: Tensor, output: Tensor, target: Tensor) -> None:
+        """Add sequences."""
+        counted = target != IGNORED
+        right = output.argmax(2) == target
+        nll = F.cross_entropy(output.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum")
+        exact = (right | ~counted).all(1).sum()
+        sequences = torch.full_like(exact, len(target))
+        sums += torch.stack([nll.double(), counted.sum(), right.sum(), exact, sequences])
+
+    def compute(self, sums: Tensor) -> dict[str, float]:
+        """Return perplexity per token, token_accuracy and perhaps exact_match, NaN without sequences."""
+        nll, tokens, right, exact, sequences = sums.tolist()
+        values = {
+            "perplexity": math.exp(min(nll / tokens, _LARGEST_EXPONENT)) if tokens else math.nan,
+            "token_accuracy": _ratio(right, tokens),
+        }
+        return values | ({"exact_match": _ratio(exact, sequences)} if self.whole_sequences else {})
+
+    def report(self, sums: Tensor) -> dict[str, Any]:
+        """Return nothing: there are no details."""
+        return {}
+
+
 def _label_scores(true_positives: Tensor, predicted: Tensor, actual: Tensor) -> list[dict[str, float]]:
     """Return precision, recall and F1 (NaN where undefined) and support of each class or label from counts (K,)."""
     counts = zip(true_positives.tolist(), predicted.tolist(), actual.tolist(), strict=True)
@@ -233,7 +289,7 @@ def _label_scores(true_positives: Tensor, predicted: Tensor, actual: Tensor) -> 
     ]
 
 
-def _ratio(part: int, whole: int) -> float:
+def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
 
 

@@ -6,7 +6,6 @@ Training builds it afresh; evaluation and prediction build it from a checkpoint'
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,20 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from dltrain import tasks
-from dltrain.build import Builder, parameters_of, user_failure
+from dltrain.build import Builder, user_failure
 from dltrain.checkpoint import Checkpoint, load_weights, understood
 from dltrain.config.reader import Document, override
 from dltrain.config.schema import losses
 from dltrain.config.schema.base import Component, type_name
-from dltrain.config.schema.sections import Config
+from dltrain.config.schema.sections import MODELS, Config
 from dltrain.config.validate import ConfigFile, validate
 from dltrain.data.prepare import Inputs, input_transform, offered
+from dltrain.data.tokenizer import BEGIN, END
 from dltrain.device import evaluating
 from dltrain.errors import ConfigError, DltrainError
+from dltrain.generation import beam_search, greedy
 from dltrain.metrics import Metrics
-from dltrain.names import first_line
+from dltrain.names import either, first_line
 from dltrain.seeds import WEIGHTS, seed_everything
-from dltrain.tasks import Task
+from dltrain.tasks import SequenceTask, Task, Translation
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -57,8 +58,25 @@ class Network:
 
     def predict(self, output: Tensor) -> dict[str, list[Any]]:
         """Return the columns of predictions that outputs (B, K) mean."""
+        assert not isinstance(self.task, SequenceTask), "sequences are generated, see translate"
         prediction = getattr(self.loss, "prediction", None)
         return self.task.predict(output if prediction is None else prediction(output))
+
+    def translate(self, sources: Inputs, max_length: int) -> list[list[int]]:
+        """Return the target tokens of source tokens (B, S), by the search that the task asks for."""
+        assert isinstance(self.task, Translation)
+        beam, penalty = self.task.beam_size, self.task.length_penalty
+        if beam == 1:
+            return greedy(self.model, sources, begin=BEGIN, end=END, max_new_tokens=max_length)
+        return beam_search(
+            self.model,
+            sources,
+            begin=BEGIN,
+            end=END,
+            max_new_tokens=max_length,
+            beam_size=beam,
+            length_penalty=penalty,
+        )
 
 
 def build_network(builder: Builder, facts: dict[str, Any], device: torch.device) -> Network:
@@ -77,7 +95,7 @@ def build_network(builder: Builder, facts: dict[str, Any], device: torch.device)
             "trained and saved; move them into the model"
         )
     values = offered(facts, getattr(loss, "outputs_per_target", 1))
-    _check_model(builder, values)
+    _check_model(builder, facts)
     seed_everything(torch.device("cpu"), config.seed, WEIGHTS)
     model = builder.build(config.model, ("model",), values)
     if not isinstance(model, nn.Module):
@@ -156,7 +174,8 @@ def _parse(facts: dict[str, Any]) -> None:
     """Read all that a network is built from; what fails here is wrong with the facts, and with nothing else."""
     device = torch.device("cpu")
     task = tasks.from_facts(facts["task"])
-    task.predict(torch.zeros(2, task.num_outputs))
+    if not isinstance(task, SequenceTask):
+        task.predict(torch.zeros(2, task.num_outputs))
     task.metrics(device)
     offered(facts)
     input_transform(facts, device)
@@ -174,23 +193,33 @@ def _check_loss(builder: Builder, settings: Component, task: Task) -> None:
     if fitting is not None and task.type not in fitting:
         names = ", ".join(type_name(cls) for cls in losses.ALL if task.type in getattr(cls, "tasks", ()))
         raise ConfigError(
-            f"{builder.file.place('loss', 'type')}: {settings.type} is for {' and '.join(fitting)}; "
+            f"{builder.file.place('loss', 'type')}: {settings.type} is for {', '.join(fitting)}; "
             f"the task is {task.type}; possible: {names}"
         )
 
 
-def _check_model(builder: Builder, values: dict[str, Any]) -> None:
-    """Raise ConfigError if the model of the config is for images, and the data are none."""
-    settings = builder.file.config.model
-    parameters = parameters_of(builder.target(settings, ("model",))) or {}
-    if "in_channels" in values or "in_channels" in settings.arguments():
-        return
-    parameter = parameters.get("in_channels")
-    if parameter is not None and parameter.default is inspect.Parameter.empty:
+def _check_model(builder: Builder, facts: dict[str, Any]) -> None:
+    """Raise ConfigError if a built-in model is for another kind of inputs than the data have."""
+    settings, kind = builder.file.config.model, _kind_of_inputs(facts)
+    takes = getattr(type(settings), "takes", None)
+    if takes is not None and kind not in takes:
+        shapes = " and ".join(str(tuple(shape)) for shape in facts["input_shapes"])
+        possible = ", ".join(n for n, cls in MODELS.classes.items() if kind in getattr(cls, "takes", (kind,)))
         raise ConfigError(
-            f"{builder.file.place('model', 'type')}: {settings.type} is for images; the samples are of shape "
-            f"{values['input_shape']}; possible: mlp, linear, sequential"
+            f"{builder.file.place('model', 'type')}: {settings.type} is for {either(takes)}; the data are {kind} of "
+            f"shape {shapes}; possible: {possible}"
         )
+
+
+def _kind_of_inputs(facts: dict[str, Any]) -> str:
+    """Return what the inputs are, in the words in which models say what they take."""
+    if facts["task"]["type"] == "language_model":
+        return "a corpus"
+    if facts["task"]["type"] == "translation":
+        return "pairs of texts"
+    if "vocab_size" in facts["source"]:
+        return "texts"
+    return {2: "series", 3: "images"}.get(len(facts["input_shapes"][0]), "numbers")
 
 
 def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_features: int) -> Tensor:
@@ -209,24 +238,30 @@ def _try_forward(builder: Builder, network: Network, facts: dict[str, Any], out_
             one_expected = isinstance(error, TypeError) and len(inputs) > 1
             hint = "; set data.categories: onehot to have one input" if one_expected else ""
             raise ConfigError(f"cannot take samples of shape {shapes}: {user_failure(error)}{hint}") from error
-        if not isinstance(output, Tensor) or tuple(output.shape) != (2, out_features):
-            raise ConfigError(f"two samples give {_form(output)}; {network.task.type} needs shape (2, {out_features})")
+        expected = (2, *_length_of_outputs(network.task, inputs), out_features)
+        if not isinstance(output, Tensor) or tuple(output.shape) != expected:
+            raise ConfigError(f"two samples give {_form(output)}; {network.task.type} needs shape {expected}")
         if not output.requires_grad and any(parameter.requires_grad for parameter in network.model.parameters()):
             raise ConfigError("its output has no gradient; is it detached, or computed under torch.no_grad()?")
     return output.detach()
+
+
+def _length_of_outputs(task: Task, inputs: Inputs) -> tuple[int, ...]:
+    """Return (L,), the tokens for which a model of sequences has outputs, else nothing."""
+    return (inputs[-1].shape[1],) if isinstance(task, SequenceTask) else ()
 
 
 def _try_loss(builder: Builder, network: Network, name: str, output: Tensor) -> None:
     """Judge an output of two samples: a loss that does not fit the task is said to be so before the first step."""
     task, prediction = network.task, getattr(network.loss, "prediction", None)
     place = f"{builder.file.place('loss')}: {name}"
-    if output.shape[1] != task.num_outputs and (task.type != "regression" or prediction is None):
+    if output.shape[-1] != task.num_outputs and (task.type != "regression" or prediction is None):
         raise ConfigError(
             f"{place}: has outputs_per_target, which needs a regression and a prediction(output) that returns one "
             "number for each target"
         )
-    if task.type == "classification":
-        target = torch.zeros(2, dtype=torch.int64, device=output.device)
+    if task.type == "classification" or isinstance(task, SequenceTask):
+        target = torch.zeros(output.shape[:-1], dtype=torch.int64, device=output.device)
     else:
         target = torch.zeros(2, task.num_outputs, device=output.device)
     given = f"outputs of {_form(output)} and targets of {_form(target)}"
@@ -243,10 +278,10 @@ def _try_loss(builder: Builder, network: Network, name: str, output: Tensor) -> 
         raise ConfigError(f"{place}: gives {_form(loss)} for {given}; it must be one number, a tensor of shape ()")
     if not loss.requires_grad:
         raise ConfigError(f"{place}: has no gradient; it must be computed from the output by torch")
-    if not isinstance(predicted, Tensor) or predicted.shape != (2, task.num_outputs):
+    expected = (*output.shape[:-1], task.num_outputs)
+    if not isinstance(predicted, Tensor) or predicted.shape != expected:
         raise ConfigError(
-            f"{place}: its prediction gives {_form(predicted)} for {given}; {task.type} needs shape "
-            f"{(2, task.num_outputs)}"
+            f"{place}: its prediction gives {_form(predicted)} for {given}; {task.type} needs shape {expected}"
         )
 
 

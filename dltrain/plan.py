@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,19 @@ from dltrain.network import Network, Transform, build_augmentation, build_networ
 from dltrain.optimizers import averages, muon_matrices, parameter_groups, supports_fused
 from dltrain.regularization import Mixed, early_stop, gradient_noise, max_norm_, sam_perturb_
 from dltrain.state import State, averaged_copy
+from dltrain.tasks import SequenceTask
 
 Keys = tuple[str | int, ...]
 
 _SHARE_OF_DEVICE = 0.5
 _FIRST_CHECKPOINT_S = 2.0
+
+
+class Preparation(Protocol):
+    """What gives the data of a config: `prepare`, or something that remembers what that returned."""
+
+    def __call__(self, builder: Builder, *, raw_targets: bool) -> Prepared:
+        """Return the data as `prepare` does."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,8 @@ class Goal:
         return self.sign * value if math.isfinite(value) else math.nan
 
 
-def make_plan(builder: Builder) -> Plan:
-    """Build all that the config of `builder` means.
+def make_plan(builder: Builder, preparation: Preparation = prepare) -> Plan:
+    """Build all that the config of `builder` means, with the data that `preparation` gives.
 
     Raises:
         ConfigError: with the place in the config, if its parts do not fit the data or each other.
@@ -104,7 +112,7 @@ def make_plan(builder: Builder) -> Plan:
     if not settings.compile:
         without_compiler()
 
-    data = prepare(builder, raw_targets=_needs_raw_targets(builder))
+    data = preparation(builder, raw_targets=needs_raw_targets(builder))
     train = _placed(data.splits["train"], device)
     epoch_steps = steps_per_epoch(len(train), settings.batch_size, settings.drop_last)
     clock = Clock(epoch_steps, max(1, to_steps(settings.duration, epoch_steps)))
@@ -258,7 +266,7 @@ def _try_schedule(builder: Builder, schedule: Callable[[int, int], float], total
                 raise ConfigError(f"gives {factor!r} for step {step}; a factor of the learning rate is a number >= 0")
 
 
-def _needs_raw_targets(builder: Builder) -> bool:
+def needs_raw_targets(builder: Builder) -> bool:
     """Return whether the loss of the config wants regression targets in their own units."""
     loss = builder.file.config.loss
     return loss is not None and bool(getattr(builder.target(loss, ("loss",)), "raw_targets", False))
@@ -272,7 +280,8 @@ def _goal(builder: Builder, data: Prepared) -> Goal:
         # Mixed targets have no accuracy, and errors of targets in several units have no mean.
         mixed = split == "train" and config.regularization.mix is not None
         several_units = data.task.type == "regression" and data.task.num_outputs > 1
-        name = "loss" if mixed or several_units else PRIMARY[data.task.type]
+        unmeasured = split == "train" and isinstance(data.task, SequenceTask)
+        name = "loss" if mixed or several_units or unmeasured else PRIMARY[data.task.type]
         metric = f"{split}/{name}"
     else:
         metric = config.train.monitor
@@ -287,6 +296,10 @@ def _goal(builder: Builder, data: Prepared) -> Goal:
         if metric.startswith("train/") and not metric.endswith("/loss") and config.regularization.mix is not None:
             raise ConfigError(
                 f"{place}: is '{metric}', which mixed samples do not have; use train/loss or a val/ metric"
+            )
+        if metric.startswith("train/") and not metric.endswith("/loss") and isinstance(data.task, SequenceTask):
+            raise ConfigError(
+                f"{place}: is '{metric}', which is not measured on training batches; use train/loss or a val/ metric"
             )
     return Goal(metric, -1.0 if HIGHER_IS_BETTER[metric.partition("/")[2]] else 1.0)
 
@@ -335,8 +348,8 @@ def _check_smallest_batch(builder: Builder, num_samples: int, network: Network, 
 
 
 def _placed(columns: Columns, device: torch.device) -> Columns:
-    """Return `columns` on the device if they fit beside the training, else where they are."""
-    if device.type == "cpu":
+    """Return `columns` on the device if they fit beside the training, else where they are; sequences stay too."""
+    if device.type == "cpu" or columns.lengths is not None:
         return columns
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return columns.to(device) if columns.size_bytes < _SHARE_OF_DEVICE * free_bytes else columns

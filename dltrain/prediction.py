@@ -15,10 +15,13 @@ import torch
 
 from dltrain import checkpoint as checkpoints
 from dltrain.data.prepare import open_source
+from dltrain.data.tokenizer import END
 from dltrain.device import autocast, open_device
 from dltrain.errors import ConfigError
+from dltrain.generation import sample
 from dltrain.network import restore_network
 from dltrain.run import finite_or_none
+from dltrain.tasks import LanguageModel, Translation
 
 Row = dict[str, Any]
 
@@ -40,15 +43,58 @@ def predict(
     state, train = checkpoint.meta["facts"]["source"], builder.file.config.train
     context = autocast(network.device, train.precision)
     source = open_source(builder)
+    if isinstance(network.task, LanguageModel):
+        raise ConfigError(f"{file}: is a language model; it goes on with a text: --generate TEXT")
     for samples in source.read_inputs(list(inputs), state):
         tensors = source.encode(samples, state)
         for start in range(0, len(samples), train.eval_batch_size):
             batch = tuple(x[start : start + train.eval_batch_size].to(network.device) for x in tensors)
-            with torch.no_grad(), context:
-                output = network.model(*network.transform(batch)).float()
-            columns = network.predict(output)
+            with torch.inference_mode(), context:
+                if isinstance(network.task, Translation):
+                    ids = network.translate(batch, state["max_length"])
+                    columns = {"prediction": [source.decode_target(row, state) for row in ids]}
+                else:
+                    columns = network.predict(network.model(*network.transform(batch)).float())
             for offset, values in enumerate(zip(*columns.values(), strict=True)):
                 yield {"input": samples.place(start + offset), **dict(zip(columns, values, strict=True))}
+
+
+def generate(
+    path: str | Path,
+    prompt: str,
+    *,
+    max_tokens: int = 200,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    trusted: Sequence[str] = (),
+) -> str:
+    """Return `prompt` and what a language model goes on with.
+
+    Args:
+        path: a checkpoint file, or a run directory (then: its best).
+        prompt: the beginning; may be empty.
+        max_tokens: how many tokens follow.
+        temperature: 0 takes the likeliest token each time, 1 draws by the model's probabilities.
+        top_k: draw among the likeliest so many; None: among all.
+        seed: of the draws.
+        device: "auto", "cpu", "cuda" or "cuda:n".
+        trusted: files and modules named by the checkpoint that may run.
+    """
+    file = checkpoints.find(Path(path))
+    checkpoint = checkpoints.load(file)
+    builder, network = restore_network(checkpoint, str(file), open_device(device), trusted)
+    if not isinstance(network.task, LanguageModel):
+        raise ConfigError(f"{file}: --generate is for language models; this is a model of {network.task.type}")
+    state, source = checkpoint.meta["facts"]["source"], open_source(builder)
+    rng = torch.Generator(network.device).manual_seed(seed)
+    start = source.encode_prompt(prompt, state).to(network.device)
+    with torch.inference_mode(), autocast(network.device, builder.file.config.train.precision):
+        (ids,) = sample(
+            network.model, start, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, rng=rng, end=END
+        )
+    return prompt + str(source.decode_target(ids, state))
 
 
 def predict_to_file(

@@ -1,6 +1,7 @@
 """What a task is: how targets become tensors, how outputs become predictions, and which metrics say how good they are.
 
-A task is learned from the training samples (`learn`) and then stored as plain values (`facts`) in the checkpoint.
+A task is learned from the training samples (`learn`) and then stored as plain values (`facts`) in the checkpoint. Those
+of sequences are `SEQUENCE_TASKS`: their source makes the targets, one token for each output.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from dltrain.data.columns import Samples
 from dltrain.errors import ConfigError, DataError
-from dltrain.metrics import ConfusionMatrix, ErrorSums, LabelCounts, Metrics
+from dltrain.metrics import ConfusionMatrix, ErrorSums, LabelCounts, Metrics, TokenSums
 from dltrain.names import did_you_mean
 
 MAX_INFERRED_CLASSES = 100
@@ -179,8 +180,40 @@ class Regression:
         return {f"prediction_{name}": values[:, index].tolist() for index, name in enumerate(self.names)}
 
 
-Task = Classification | Multilabel | Regression
-_TASKS: dict[str, Any] = {task.type: task for task in (Classification, Multilabel, Regression)}
+@dataclass(frozen=True)
+class LanguageModel:
+    """The next token after each of a text; outputs are one score a token of the vocabulary."""
+
+    type: ClassVar[str] = "language_model"
+    default_loss: ClassVar[str] = "cross_entropy"
+    num_outputs: int
+
+    def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        """Return fresh metrics."""
+        return Metrics(TokenSums(whole_sequences=False), device)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A text for each text; outputs are one score a token of the target's vocabulary, given the tokens before."""
+
+    type: ClassVar[str] = "translation"
+    default_loss: ClassVar[str] = "cross_entropy"
+    num_outputs: int
+    beam_size: int = 1
+    length_penalty: float = 1.0
+
+    def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
+        """Return fresh metrics."""
+        return Metrics(TokenSums(whole_sequences=True), device)
+
+
+SequenceTask = LanguageModel | Translation
+Task = Classification | Multilabel | Regression | SequenceTask
+SEQUENCE_TASKS = (LanguageModel.type, Translation.type)
+_TASKS: dict[str, Any] = {
+    task.type: task for task in (Classification, Multilabel, Regression, LanguageModel, Translation)
+}
 
 
 def infer_type(samples: Samples) -> str:

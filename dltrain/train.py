@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,19 @@ from dltrain.config.validate import ConfigFile
 from dltrain.console import Progress
 from dltrain.curves import draws_curves
 from dltrain.data.batches import epoch_order
-from dltrain.data.prepare import Inputs
+from dltrain.data.prepare import Inputs, prepare
 from dltrain.device import autocast, compiled
 from dltrain.errors import Stopped, TrainingError
 from dltrain.evaluation import evaluate_columns
 from dltrain.losses import count
 from dltrain.optimizers import update_function
-from dltrain.plan import make_plan
+from dltrain.plan import Preparation, make_plan
 from dltrain.regularization import Mixed, average_, sam_restore_
 from dltrain.run import finite_or_none
 from dltrain.seeds import AUGMENTATION, NOISE, STEP, seed_everything, seed_of
 from dltrain.signals import StopRequest
 from dltrain.state import all_finite, tensors_of
+from dltrain.tasks import SequenceTask
 
 # On a GPU a look at the loss waits for the device; up to 50 updates may follow one that was not finite. None of them
 # gets into a checkpoint.
@@ -46,6 +48,8 @@ def fit(
     resume: str | Path | None = None,
     progress: Progress | None = None,
     trusted: Sequence[str] | None = None,
+    preparation: Preparation = prepare,
+    curves: bool = True,
 ) -> dict[str, Any]:
     """Train the model of a config and return a summary: run, step, epoch, metrics, best, seconds.
 
@@ -55,6 +59,8 @@ def fit(
         resume: run directory to go on with instead, from its last checkpoint.
         progress: where to show what happens; None for silence.
         trusted: None if the user gave the config; else the code named by it that may run (see `Builder`).
+        preparation: gives the data; several trainings on the same data can share them.
+        curves: whether curves.png is drawn, which takes longer than a small training.
 
     Raises:
         ConfigError, DataError, CheckpointError: before anything is trained.
@@ -64,7 +70,7 @@ def fit(
     config, progress = file.config, progress or Progress("off")
 
     # ---- 1. What the config means: data, model, loss, optimizer, schedule, regularization ---------------------------
-    plan = make_plan(Builder(file, trusted))
+    plan = make_plan(Builder(file, trusted), preparation)
     device, train, val, network = plan.device, plan.train, plan.data.splits.get("val"), plan.network
     state, regularizer = plan.state, plan.regularizer
     model, optimizer, loss_function = state.model, state.optimizer, network.loss
@@ -84,7 +90,8 @@ def fit(
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     averaged_tensors = tensors_of(state.averaged) if state.averaged is not None else []
     model_tensors = tensors_of(model)
-    classes = train.target if config.train.sampler == "balanced" else None
+    classes = train.target if isinstance(train.target, Tensor) else None
+    lengths = train.lengths
     forward = compiled(model, config.train.compile)
     context = autocast(device, config.train.precision)
     update = update_function(optimizer)
@@ -121,7 +128,7 @@ def fit(
                     part_loss = mixed.share * part_loss + (1 - mixed.share) * other_loss
             scaled(part_loss).backward()
             loss = part_loss.detach() if loss is None else loss + part_loss.detach()
-            if measure and mixed is None:
+            if measure and mixed is None and not isinstance(network.task, SequenceTask):
                 state.metrics.update(output.detach(), part_target)
         if not regularizer.penalties:
             return loss, None, weight
@@ -141,13 +148,14 @@ def fit(
     stopped_early = regularizer.early_stop(state.scores)
     if state.step >= total_steps or stopped_early:
         progress.say("the run is finished already; nothing is left to train")
-    with run, draws_curves(run.folder), StopRequest() as stop, progress:
+    with run, draws_curves(run.folder) if curves else nullcontext(), StopRequest() as stop, progress:
         began = time.perf_counter() - state.elapsed_s
         while state.step < total_steps and not stopped_early:
             # batch
             epoch, batch = divmod(state.step, epoch_steps)
             if batch == 0 or len(order) == 0:
-                order = epoch_order(len(train), config.seed, epoch, config.train.sampler, classes).to(train.device)
+                order = epoch_order(len(train), config.seed, epoch, config.train.sampler, classes, lengths, batch_size)
+                order = order.to(train.device)
             inputs, target = train.batch(order[batch * batch_size : (batch + 1) * batch_size], device)
             seed_everything(device, config.seed, STEP, state.step)
             inputs, mixed = network.transform(inputs), None
@@ -212,7 +220,7 @@ def fit(
                 row["train/loss"] = loss_sum / weight_sum
                 if regularizer.penalties:
                     row["train/penalty"] = state.penalty_sum.item() / weight_sum
-                if regularizer.mix is None:
+                if regularizer.mix is None and not isinstance(network.task, SequenceTask):
                     row |= {f"train/{name}": value for name, value in state.metrics.compute().items()}
                 state.refresh_average()
                 if val is not None:
@@ -221,6 +229,8 @@ def fit(
                     )
                     row["val/loss"] = val_loss
                     row |= {f"val/{name}": value for name, value in val_metrics.compute().items()}
+                if plan.data.facts["num_skipped"]:
+                    row["skipped_samples"] = plan.data.facts["num_skipped"]
                 row["samples_per_s"] = num_samples / row_s
                 state.elapsed_s = row["elapsed_s"] = time.perf_counter() - began
                 state.row = {name: finite_or_none(value) for name, value in row.items()}

@@ -13,6 +13,9 @@ from dltrain.inspection import check
 from dltrain.metrics import HIGHER_IS_BETTER
 from dltrain.train import fit
 from tests.make_data import make_people, make_shapes
+from tests.make_pairs import make_numbers, make_python_code
+from tests.make_speech import make_speech
+from tests.make_texts import make_rows, write_csv
 from tests.run_configs import FOLDER, Promise, promise_of
 
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -27,17 +30,26 @@ def shipped(tmp_path_factory):
     (root / "data").mkdir()
     make_people(root / "data" / "people.csv", 300, missing=0.05)
     make_shapes(root / "data" / "shapes", 20)
+    write_csv(root / "data" / "languages.csv", make_rows(30))
+    make_numbers(root / "data" / "numbers_en_fr.csv", "en", "fr", 1000)
+    make_numbers(root / "data" / "numbers_en_de.csv", "en", "de", 1000)
+    make_python_code(root / "data" / "python_code.txt", 30_000)
+    if shutil.which("espeak-ng"):
+        make_speech(root / "data" / "spoken_digits", ("one", "two", "three"), speeds=(160,), pitches=(50,))
     return root / "configs"
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def config(request, shipped):
+    if request.param.stem == "spoken_digits" and not shutil.which("espeak-ng"):
+        pytest.skip("configs/spoken_digits.yaml is NOT tested: install espeak-ng, which speaks its data")
     return shipped / request.param.name
 
 
 def test_every_kind_of_task_and_data_has_a_config():
     names = {path.stem for path in CONFIGS}
     assert names >= {"digits", "digits_convnet", "iris", "breast_cancer", "diabetes", "people", "shapes", "own_model"}
+    assert names >= {"spoken_digits", "languages", "python_code", "numbers_en_fr", "numbers_en_de"}
 
 
 @pytest.mark.usefixtures("no_curves")

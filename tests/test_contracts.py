@@ -37,9 +37,18 @@ SECTIONS = (
 
 PROVIDED = {
     "data": {"base"},
-    "task": {"samples"},
+    "task": {"samples", "num_outputs"},
     "augment": set(),
-    "model": {"in_features", "in_channels", "input_shape", "out_features", "cardinalities"},
+    "model": {
+        "in_features",
+        "in_channels",
+        "input_shape",
+        "out_features",
+        "cardinalities",
+        "vocab_size",
+        "max_length",
+        "shared_vocabulary",
+    },
     "loss": {"num_classes", "num_samples", "class_counts", "positive_counts"},
     "optimizer": {"params"},
     "schedule": {"step", "total"},
@@ -63,10 +72,10 @@ PLACES: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 
 def target_of(one_of: OneOf, cls: type[Component]) -> Callable[..., Any]:
-    """Return what takes the settings; a task learns from the samples with them."""
+    """Return what takes the settings; most tasks learn from the samples with them."""
     module, _, name = cls.builds.partition(":")
     target = getattr(importlib.import_module(module), name)
-    return target.learn if one_of.kind == "task" else target  # type: ignore[no-any-return]
+    return getattr(target, "learn", target) if one_of.kind == "task" else target  # type: ignore[no-any-return]
 
 
 def example_of(annotation: Any) -> Any:

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from dltrain.config.schema import sections
 from dltrain.config.validate import load_config
 from dltrain.errors import ConfigError
 
 DATA, MODEL = "data: {type: sklearn, name: digits}\n", "model: {type: mlp}\n"
 TABLE = "data: {type: table, path: x.csv, target: y, "
 OWN = "or your own as package.module:Name or path/file.py:Name"
-MODELS = f"mlp, linear, convnet, resnet or sequential, {OWN}"
-MODEL_SECTION = "{type: mlp|linear|convnet|resnet|sequential, ...}"
-ROOT_KEYS = "name, seed, data, task, split, augment, model, loss, optimizer, schedule, regularization, train"
+MODEL_NAMES = list(sections.MODELS.classes)
+MODELS = f"{', '.join(MODEL_NAMES[:-1])} or {MODEL_NAMES[-1]}, {OWN}"
+MODEL_SECTION = "{type: " + "|".join(MODEL_NAMES) + ", ...}"
+DATA_SECTION = "{type: " + "|".join(sections.DATA.classes) + ", ...}"
+TRANSFORM_SECTION = "{type: " + "|".join(sections.TRANSFORMS.classes) + ", ...}"
+ROOT_KEYS = ", ".join(sections.Config.model_fields)
 
 
 def problems_of(text: str, *options: str) -> list[str]:
@@ -83,7 +87,7 @@ def test_unknown_keys_at_every_depth(text: str, problem: str) -> None:
 
 def test_missing_keys_are_said_with_what_they_may_be() -> None:
     assert problems_of("seed: 1") == [
-        "1:1: data: is missing; possible: {type: sklearn|table|images|arrays, ...}",
+        f"1:1: data: is missing; possible: {DATA_SECTION}",
         f"1:1: model: is missing; possible: {MODEL_SECTION}",
     ]
     assert problems_of("data: {type: table}\n" + MODEL) == [
@@ -128,8 +132,8 @@ def test_a_kind_that_is_never_the_users_own_says_so() -> None:
         "3:31: regularization.clip.type: is 'own:Clip'; possible: norm, value or adaptive"
     ]
     assert problems_of(DATA + MODEL + "task: {type: regresion}") == [
-        "3:14: task.type: is 'regresion'; possible: classification, multilabel or regression; "
-        "did you mean 'regression'?"
+        "3:14: task.type: is 'regresion'; possible: classification, multilabel, regression, language_model or "
+        "translation; did you mean 'regression'?"
     ]
 
 
@@ -212,8 +216,7 @@ def test_whole_numbers(size: str, problem: str) -> None:
         ("loss: {type: cross_entropy, class_weights: [1, -1]}",
          "3:48: loss.class_weights.1: is -1; possible: a number > 0"),
         ("augment: flip",
-         "3:10: augment: is 'flip'; possible: a list of "
-         "{type: flip|crop|erasing|brightness_contrast|rotation|noise, ...}"),
+         f"3:10: augment: is 'flip'; possible: a list of {TRANSFORM_SECTION}"),
         ("augment: [{type: erasing, area: [0.5, 0.1]}]",
          "3:33: augment.0.area: is [0.5, 0.1]; the first must not be above the second"),
         ("regularization: {sam: true}", "3:23: regularization.sam: is true; possible: {rho, adaptive}, or null"),

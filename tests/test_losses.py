@@ -10,6 +10,7 @@ from sklearn.metrics import hinge_loss
 from torch import Tensor
 
 from dltrain import losses
+from dltrain.data.columns import IGNORED
 from dltrain.errors import ConfigError
 
 WEIGHTS = [0.5, 1.0, 2.0, 4.0]
@@ -192,3 +193,19 @@ def test_weights_that_do_not_fit_the_data(build: Any, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         build()
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1}, {"class_weights": [1.0, 2.0, 0.5, 3.0, 1.0]}])
+def test_the_loss_of_tokens_is_a_mean_over_those_that_are_not_ignored(settings):
+    rng = torch.Generator().manual_seed(0)
+    output, target = torch.randn(6, 4, 5, generator=rng), torch.randint(5, (6, 4), generator=rng)
+    target[torch.rand(6, 4, generator=rng) < 0.4] = IGNORED
+    loss = losses.CrossEntropy(**settings, num_classes=5)
+    counted = target != IGNORED
+    expected = F.cross_entropy(
+        output[counted], target[counted], weight=loss.weights, label_smoothing=settings.get("label_smoothing", 0.0)
+    )
+    assert loss(output, target).item() == pytest.approx(expected.item(), rel=1e-6)
+    parts = [slice(0, 1), slice(1, 4), slice(4, 6)]
+    total = sum(loss(output[p], target[p]) * losses.count(loss, target[p]) for p in parts) / losses.count(loss, target)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dltrain import metrics
-from dltrain.metrics import ConfusionMatrix, ErrorSums, LabelCounts, Metrics
+from dltrain.data.columns import IGNORED
+from dltrain.metrics import ConfusionMatrix, ErrorSums, LabelCounts, Metrics, TokenSums
 
 BATCH_SIZES = [1, 7, 64, 5000, 10000]
 
@@ -193,8 +194,9 @@ def test_every_metric_has_a_direction() -> None:
         *Metrics(ConfusionMatrix(2)).compute(),
         *Metrics(LabelCounts(2)).compute(),
         *Metrics(ErrorSums(1)).compute(),
+        *Metrics(TokenSums(whole_sequences=True)).compute(),
     }
-    assert set(metrics.HIGHER_IS_BETTER) == computed | {"loss"}
+    assert set(metrics.HIGHER_IS_BETTER) == computed | {"loss", "bleu", "chrf"}
     assert set(metrics.PRIMARY.values()) <= computed
 
 
@@ -202,3 +204,43 @@ def test_half_precision_outputs(classified: tuple[Tensor, Tensor]) -> None:
     output, target = classified[0].bfloat16(), classified[1]
     expected = float(np.mean(output.argmax(1).numpy() == target.numpy()))
     assert fill(Metrics(ConfusionMatrix(5)), output, target, 64).compute()["accuracy"] == pytest.approx(expected)
+
+
+def token_batch() -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    output = torch.randn(30, 7, 11, generator=rng)
+    target = torch.randint(11, (30, 7), generator=rng)
+    right = torch.rand(30, 7, generator=rng) < 0.8
+    output.scatter_(2, target.unsqueeze(2), right.float().unsqueeze(2) * 9)
+    target[torch.arange(7) >= torch.randint(1, 8, (30, 1), generator=rng)] = IGNORED
+    return output, target
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 30])
+def test_tokens_are_counted_one_by_one_and_padding_never(batch_size: int) -> None:
+    output, target = token_batch()
+    computed = fill(Metrics(TokenSums(whole_sequences=True)), output, target, batch_size).compute()
+    counted = target != IGNORED
+    nll = -output[counted].double().log_softmax(1).gather(1, target[counted].unsqueeze(1))
+    predicted = output.argmax(2)
+    exact = [(predicted[i][counted[i]] == target[i][counted[i]]).all().item() for i in range(30)]
+    assert 0 < sum(exact) < 30
+    assert computed["perplexity"] == pytest.approx(nll.mean().exp().item(), rel=1e-6)
+    assert computed["token_accuracy"] == pytest.approx(
+        reference.accuracy_score(target[counted], predicted[counted]), abs=1e-12
+    )
+    assert computed["exact_match"] == pytest.approx(sum(exact) / 30)
+
+
+def test_more_padding_changes_no_metric_of_tokens() -> None:
+    output, target = token_batch()
+    padded = (
+        torch.cat([output, torch.full((30, 3, 11), 5.0)], 1),
+        torch.nn.functional.pad(target, (0, 3), value=IGNORED),
+    )
+    kind = TokenSums(whole_sequences=True)
+    assert fill(Metrics(kind), *padded, 7).compute() == pytest.approx(fill(Metrics(kind), output, target, 30).compute())
+
+
+def test_a_text_without_tokens_has_no_perplexity() -> None:
+    assert math.isnan(Metrics(TokenSums(whole_sequences=False)).compute()["perplexity"])

@@ -18,10 +18,10 @@ _SMOOTHING = "part of each target that is spread over all answers"
 
 
 class CrossEntropy(Component):
-    """Cross-entropy of the classes under the softmax of the outputs."""
+    """Cross-entropy of the classes, or of the tokens of a text, under the softmax of the outputs."""
 
     builds: ClassVar[str] = "dltrain.losses:CrossEntropy"
-    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "language_model", "translation")
     type: Literal["cross_entropy"]
     label_smoothing: float = Field(0.0, ge=0, lt=1, description=_SMOOTHING)
     class_weights: ClassWeights = Field(None, description=_CLASS_WEIGHTS)

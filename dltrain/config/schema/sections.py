@@ -7,10 +7,23 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dltrain.config.durations import DurationValue, Interval, Length, Span
-from dltrain.config.schema import losses, models, optimizers, regularization, schedules, transforms
+from dltrain.config.schema import (
+    losses,
+    models,
+    models_text,
+    models_transformer,
+    optimizers,
+    regularization,
+    schedules,
+    transforms,
+)
 from dltrain.config.schema.base import Component, InWords, OneOf, Settings
 from dltrain.config.schema.data_arrays import Arrays, Images, Sklearn
+from dltrain.config.schema.data_audio import Audio
+from dltrain.config.schema.data_pairs import Corpus, Pairs
 from dltrain.config.schema.data_table import Table
+from dltrain.config.schema.data_text import Text
+from dltrain.config.schema.sweep import Sweep
 
 
 class Classification(Component):
@@ -41,10 +54,28 @@ class Regression(Component):
     )
 
 
-TASKS = OneOf("task", (Classification, Multilabel, Regression), user=False)
-DATA = OneOf("data", (Sklearn, Table, Images, Arrays))
+class LanguageModel(Component):
+    """The next token after each of a text; follows from data of type corpus."""
+
+    builds: ClassVar[str] = "dltrain.tasks:LanguageModel"
+    type: Literal["language_model"]
+
+
+class Translation(Component):
+    """A text for each text; follows from data of type pairs."""
+
+    builds: ClassVar[str] = "dltrain.tasks:Translation"
+    type: Literal["translation"]
+    beam_size: int = Field(1, ge=1, le=64, description="translations kept in the search; 1 is greedy")
+    length_penalty: float = Field(
+        1.0, ge=0, description="of beam search: 0 favours short translations, 1 means per token (Wu et al. 2016)"
+    )
+
+
+TASKS = OneOf("task", (Classification, Multilabel, Regression, LanguageModel, Translation), user=False)
+DATA = OneOf("data", (Sklearn, Table, Images, Arrays, Audio, Text, Pairs, Corpus))
 TRANSFORMS = OneOf("augment", transforms.ALL)
-MODELS = OneOf("model", models.ALL)
+MODELS = OneOf("model", (*models.ALL, *models_text.ALL, *models_transformer.ALL))
 LOSSES = OneOf("loss", losses.ALL)
 OPTIMIZERS = OneOf("optimizer", optimizers.ALL, default="adamw")
 SCHEDULES = OneOf("schedule", schedules.ALL, default="constant")
@@ -191,3 +222,6 @@ class Config(Settings):
         Regularization(), description="penalties, clipping, averaging, early stopping and more"
     )
     train: Train = Field(Train(), description="duration, batches, device, precision")
+    sweep: Sweep | None = Field(
+        None, exclude=True, description="what `dltrain sweep` searches; a training does not look at it"
+    )
