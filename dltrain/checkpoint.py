@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -20,14 +21,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dltrain.data.sources.facts import check_facts
 from dltrain.errors import CheckpointError
 
 FORMAT_VERSION = 1
 LAST, BEST = "last.safetensors", "best.safetensors"
+PREVIOUS = "previous.safetensors"
+"""The last one before the last, for the case that this is found damaged."""
+_DAMAGED = "damaged.safetensors"
 
 # What every checkpoint has in its metadata; the last of a run has more.
 _META = {"aliases": dict, "config": dict, "facts": dict, "folder": str, "metrics": dict, "step": int}
 _FACTS = {"source": dict, "task": dict, "input_shapes": list, "input_types": list, "num_samples": dict}
+
+# What the last of a run has more.
+_OF_TRAINING: dict[str, Callable[[Any], bool]] = {
+    "step": lambda value: value >= 0,
+    "elapsed_s": lambda value: type(value) in (int, float) and value >= 0,
+    "num_rollbacks": lambda value: type(value) is int and value >= 0,
+    "num_threads": lambda value: type(value) is int and 1 <= value <= 1024,
+    "scores": lambda value: isinstance(value, list) and {*map(type, value)} <= {int, float, NoneType},
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,10 @@ class Checkpoint:
         return self.part("averaged") or self.part("model")
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
+def save(path: Path, checkpoint: Checkpoint, *, keep_as: str | None = None) -> None:
     """Write `checkpoint` to `path`, whole or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    What stood at `path` before is kept beside it under the name `keep_as`, if one is given.
 
     Raises CheckpointError where the disk refuses; a checkpoint that stood at `path` before is then still there.
     """
@@ -62,6 +78,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
         _sync(temporary)
+        if keep_as is not None and path.exists():
+            os.replace(path, path.with_name(keep_as))
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
@@ -94,7 +112,7 @@ def load(path: Path) -> Checkpoint:
 def _read_meta(path: Path, text: str) -> dict[str, Any]:
     """Return the metadata. Raises CheckpointError for another format, and where a part that all have is missing."""
     try:
-        meta = json.loads(text)
+        meta = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its metadata are no JSON: {error}") from None
     version = meta.get("format_version") if isinstance(meta, dict) else None
@@ -103,9 +121,26 @@ def _read_meta(path: Path, text: str) -> dict[str, Any]:
     for tree, kinds in ((meta, _META), (meta.get("facts"), _FACTS)):
         wrong = [name for name, kind in kinds.items() if not isinstance(tree.get(name), kind)]
         wrong = wrong or [name for name in ("input_shapes",) if name in tree and not _are_shapes(tree[name])]
+        if tree is meta:
+            more = {name: is_right for name, is_right in _OF_TRAINING.items() if name in tree and name not in wrong}
+            wrong += [name for name, is_right in more.items() if not is_right(tree[name])]
         if wrong:
             raise CheckpointError(f"{path}: its metadata lack {', '.join(wrong)}, or have it in another form")
+    data = meta["config"].get("data")
+    if isinstance(data, dict):  # else the config is said to be wrong
+        try:
+            check_facts(meta["facts"], str(data.get("type")))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: its metadata are not understood: {error}") from None
     return meta  # type: ignore[no-any-return]
+
+
+def _integer(text: str) -> int:
+    """Return a number as JSON has it. Raises ValueError where it is larger than any that a config or a tensor has."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{value} is too large for 64 bits")
+    return value
 
 
 def _are_shapes(value: list[Any]) -> bool:
@@ -113,12 +148,32 @@ def _are_shapes(value: list[Any]) -> bool:
     return all(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in value)
 
 
+def load_last(run: Path) -> tuple[Path, Checkpoint, str]:
+    """Return the newest good checkpoint of the state of a run, its file first, and what is wrong with a newer one.
+
+    Raises CheckpointError if there is none.
+    """
+    path = find(run, LAST)
+    try:
+        return path, load(path), ""
+    except CheckpointError as error:
+        previous = path.with_name(PREVIOUS)
+        if path.name != LAST or not previous.is_file():
+            raise
+        return previous, load(previous), str(error)
+
+
+def set_aside(path: Path) -> None:
+    """Give a damaged last checkpoint another name, or it would become the previous one with the next that is saved."""
+    os.replace(path, path.with_name(_DAMAGED))
+
+
 @contextlib.contextmanager
 def understood(where: str) -> Iterator[None]:
     """Raise CheckpointError where the block fails on metadata that no dltrain has written."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{where}: its metadata are not understood: {type(error).__name__}: {error}") from error
 
 
@@ -127,7 +182,7 @@ def find(path: Path, name: str = BEST) -> Path:
     if not path.is_dir():
         return path
     folder = path / "checkpoints"
-    for candidate in (folder / name, folder / LAST):
+    for candidate in (folder / name, folder / LAST, folder / PREVIOUS):
         if candidate.is_file():
             return candidate
     runs = sorted(entry.name for entry in path.iterdir() if (entry / "checkpoints").is_dir())

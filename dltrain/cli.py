@@ -73,29 +73,80 @@ def fit(
     set_: SetOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; this one becomes OUT/NAME/NUMBER.")] = Path("runs"),
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run directory that was stopped.")
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run directory that was stopped; auto: with the config's newest one, or start.",
+        ),
     ] = None,
     device: DeviceOption = None,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Mark the run, for `dltrain runs --where`.")
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Train this many times, with the seeds from the config's on; show mean and deviation."
+        ),
+    ] = None,
     trust: TrustOption = None,
 ) -> None:
     """Train a model and write checkpoints and metrics into a new run directory."""
     overrides = [*(set_ or []), *([f"train.device={device}"] if device else [])]
-    if config is None and resume is None:
+    is_auto = str(resume) == "auto"
+    if config is None and (resume is None or is_auto):
         raise ConfigError("fit: needs a CONFIG, or --resume RUN")
+    if resume is not None and (seeds or (tag and not is_auto)):
+        raise ConfigError("--resume: a resumed run keeps its tags and its seed; leave --tag and --seeds out")
+    from dltrain import listing
+
+    tags = listing.read_tags(tag or [])
+    if seeds is not None:
+        assert config is not None
+        _fit_seeds(config, overrides, seeds, out, tags, json_, quiet)
+        return
     file, trusted = _config_of_fit(config, resume, overrides, trust)
+    if is_auto:
+        from dltrain.records import newest_unfinished
+
+        resume = newest_unfinished(out, file)
     from dltrain.console import Progress
     from dltrain.train import fit
 
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a write may fail, but between two steps
+    _prepare_to_train(quiet)
     progress = Progress("off" if quiet else "on")
-    summary = fit(file, root=out, resume=resume, progress=progress, trusted=trusted)
-    summary["set"] = file.changes
+    summary = fit(listing.tagged(file, tags), root=out, resume=resume, progress=progress, trusted=trusted)
+    summary |= {"set": file.changes, "tags": listing.read_run(Path(summary["run"])).tags}
     if json_:
         _print_json(summary)
     else:
         _print_summary(summary)
+
+
+def _fit_seeds(
+    config: Path, overrides: list[str], number: int, out: Path, tags: dict[str, str], json_: bool, quiet: bool
+) -> None:
+    from dltrain.config.validate import load_config
+
+    load_config(config, overrides)  # mistakes in it are found before torch is loaded
+    from dltrain import comparison
+
+    _prepare_to_train(quiet)
+    study = comparison.fit_seeds(config, overrides, number, root=out, tags=tags, quiet=quiet)
+    if json_:
+        _print_json(study)
+    else:
+        comparison.show_seeds(study)
+
+
+def _prepare_to_train(quiet: bool) -> None:
+    from dltrain.data.storage import hide_progress
+
+    if quiet:
+        hide_progress()
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a write may fail, but between two steps
 
 
 def _config_of_fit(
@@ -115,6 +166,43 @@ def _config_of_fit(
         raise ConfigError(f"--resume {resume}: another process is at work in this run directory")
     path = checkpoints.find(resume, checkpoints.LAST)
     return config_of(checkpoints.load(path), str(path), overrides), trust or []
+
+
+@app.command()
+def sweep(
+    config: Annotated[
+        Path | None, typer.Argument(help="The config, with a section 'sweep'; not with --resume.", show_default=False)
+    ] = None,
+    set_: SetOption = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; this is OUT/NAME-sweep/NUMBER.")] = Path("runs"),
+    resume: Annotated[
+        Path | None, typer.Option(metavar="SWEEP", help="Go on with the folder of a sweep that ended early.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Trainings at once; as sweep.slots.")] = None,
+    device: DeviceOption = None,
+    json_: JsonOption = False,
+    quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
+) -> None:
+    """Train a config many times with other settings, as its section 'sweep' says, and rank the results."""
+    overrides = [*(set_ or []), *([f"train.device={device}"] if device else [])]
+    overrides += [f"sweep.slots={slots}"] if slots else []
+    if (config is None) == (resume is None):
+        raise ConfigError("sweep: needs either a CONFIG or --resume SWEEP")
+    from dltrain.config.validate import load_config
+    from dltrain.sweep.folder import reopened
+    from dltrain.sweep.space import settings_of
+
+    file = load_config(config, overrides) if config is not None else reopened(resume or Path(), overrides)
+    settings_of(file)  # says what is wrong before torch is loaded
+    from dltrain.sweep.display import Display, show_result
+    from dltrain.sweep.sweep import sweep
+
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    result = sweep(file, root=out, resume=resume, display=Display("off" if quiet else "on"))
+    if json_:
+        _print_json(result)
+    else:
+        show_result(result)
 
 
 @app.command()
@@ -139,16 +227,55 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run directory with two checkpoints.")],
+    trust: TrustOption = None,
+) -> None:
+    """Prove that a run can be resumed exactly: train its last stretch again and compare every bit."""
+    from dltrain.verification import verify
+
+    typer.echo(verify(run, trusted=trust or []))
+
+
+@app.command()
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or a run directory (then: its best).")],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Tables, images or folders of them, arrays.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="Tables, images, sounds, texts or folders of them, arrays."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File, .csv or .jsonl; default: CSV on stdout.")
     ] = None,
+    generate: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Let a language model go on with this text.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of --generate: how many tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of --generate: 0 takes the likeliest.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Of --generate: draw among the likeliest so many.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --generate.")] = 0,
     device: DeviceOption = None,
     trust: TrustOption = None,
 ) -> None:
-    """Predict for new inputs, with probabilities, as CSV or JSON lines."""
+    """Predict for new inputs, with probabilities, as CSV or JSON lines; or let a language model write."""
+    if (generate is None) == (not inputs):
+        raise ConfigError("predict: needs INPUTs, or --generate TEXT for a language model")
+    if generate is not None:
+        from dltrain import prediction
+
+        text = prediction.generate(
+            checkpoint,
+            generate,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            device=device or "auto",
+            trusted=trust or [],
+        )
+        typer.echo(text)
+        return
+    assert inputs is not None
     from dltrain.console import err_console
     from dltrain.prediction import predict_to_file
 
@@ -175,23 +302,90 @@ def check(
 @app.command()
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of runs.")] = Path("runs"),
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'KEY OP VALUE'",
+            help="Only runs of which this holds: 'val/accuracy > 0.9', 'optimizer.lr < 0.01', 'tag.NAME == x', "
+            "'name == digits', 'state == finished'. Several must hold together.",
+        ),
+    ] = None,
     sort: Annotated[
         str | None,
-        typer.Option(metavar="METRIC", help="By a column, such as val/accuracy; -NAME: downwards."),
+        typer.Option(metavar="KEY", help="By a metric, a setting or a tag, such as val/accuracy; -KEY: downwards."),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="KEY,KEY,...", help="Show these, such as run,optimizer.lr,val/loss,elapsed_s."),
     ] = None,
     json_: JsonOption = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
 ) -> None:
-    """List runs with their metrics, newest first."""
+    """List runs with their metrics and the settings in which they differ, newest first."""
     from dltrain import listing
 
-    rows = listing.list_runs(folder, sort)
+    chosen = [key.strip() for key in columns.split(",") if key.strip()] if columns else []
+    rows = listing.list_runs(folder, sort, where or [], chosen)
     if json_:
         _print_json(rows)
     elif csv:
         listing.write_csv(rows, sys.stdout)
     else:
-        listing.show(rows, folder)
+        listing.show(rows, folder, whole=bool(chosen))
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    b: Annotated[Path, typer.Argument(metavar="RUN", help="Another.")],
+    json_: JsonOption = False,
+) -> None:
+    """Show what two runs differ in: settings, versions, data; and their metrics side by side."""
+    from dltrain import comparison
+
+    result = comparison.diff(a, b)
+    if json_:
+        _print_json(result)
+    else:
+        comparison.show_diff(result)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="The runs of one setting: a folder, or run directories: RUN,RUN,...")],
+    b: Annotated[str, typer.Argument(help="The runs of the other setting.")],
+    metric: Annotated[str | None, typer.Option(help="Such as val/loss; else the monitored one.")] = None,
+    last: Annotated[bool, typer.Option("--last", help="The values at the end, not at the best checkpoint.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Test whether two settings, each trained with several seeds, differ by more than the seeds make them."""
+    from dltrain import comparison
+
+    result = comparison.compare(a, b, metric=metric, last=last)
+    if json_:
+        _print_json(result)
+    else:
+        comparison.show_comparison(result)
+
+
+@app.command()
+def cache(
+    entries: Annotated[
+        list[str] | None, typer.Argument(metavar="[ENTRY]...", help="Only these; the start of a name will do.")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove them, or all that is there.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """List the prepared data that the cache keeps, with their sizes, or remove them."""
+    from dltrain.data import cache as cached
+    from dltrain.data.storage import cache_folder
+
+    folder = cache_folder()
+    rows = cached.clear(entries or ()) if clear else cached.list_entries(entries or ())
+    if json_:
+        _print_json({"folder": folder, "removed" if clear else "entries": rows})
+    else:
+        _print_cache(folder, rows, clear)
 
 
 @app.command()
@@ -288,6 +482,31 @@ def _print_summary(summary: dict[str, Any]) -> None:
     console.print(f"best {best['metric']} {number_text(best['value'])}", markup=False)
     console.print(f"run  {run}   (curves.png, metrics.jsonl, checkpoints/)", markup=False, soft_wrap=True)
     console.print(f"next dltrain evaluate {run}", markup=False, soft_wrap=True)
+
+
+def _print_cache(folder: Path | None, rows: list[dict[str, Any]], removed: bool) -> None:
+    from dltrain.console import err_console, out_console, table
+
+    size_mib = sum(row["size_bytes"] for row in rows) / 2**20
+    if rows and not removed:
+        columns = ["entry", "data", "use", "samples", "MiB", "created", "used"]
+        cells = [
+            [
+                row["entry"],
+                row.get("data", "(unfinished or damaged)"),
+                row.get("use", ""),
+                sum(row["samples"].values()) if "samples" in row else "",
+                f"{row['size_bytes'] / 2**20:.1f}",
+                row.get("created", "")[:16],
+                row["used"][:16],
+            ]
+            for row in rows
+        ]
+        out_console().print(table(columns, cells))
+    verb = "removed" if removed else "in the cache"
+    where = folder or "that DLTRAIN_CACHE=off switches off"
+    num_entries = "1 entry" if len(rows) == 1 else f"{len(rows)} entries"
+    err_console().print(f"{num_entries} of {size_mib:.1f} MiB {verb} {where}", markup=False, soft_wrap=True)
 
 
 def _print_evaluation(result: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 * DltrainError
   * ConfigError      2   the config or the command is wrong
   * DataError        3   the data are wrong
-  * TrainingError    4   training failed: diverged, out of memory
+  * TrainingError    4   training failed: out of memory, full disk
+    * Diverged       4   loss, gradient or weights are not finite
   * CheckpointError  5   the checkpoint is wrong
   * Stopped      128+n   stopped by signal n: 130 after Ctrl-C, 143 after SIGTERM
 
@@ -38,9 +39,13 @@ class DataError(DltrainError):
 
 
 class TrainingError(DltrainError):
-    """Training failed: the loss is not finite, or memory ran out."""
+    """Training failed: it diverged, memory ran out, or the disk refused."""
 
     exit_code = 4
+
+
+class Diverged(TrainingError):
+    """The numbers of a training are not finite, which its settings bring about."""
 
 
 class CheckpointError(DltrainError):

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from dltrain import checkpoint as checkpoints
-from dltrain.checkpoint import LAST, Checkpoint
+from dltrain.checkpoint import LAST, PREVIOUS, Checkpoint
 from dltrain.config.reader import write_text
 from dltrain.config.validate import ConfigFile
 from dltrain.device import environment
-from dltrain.errors import ConfigError, DataError
+from dltrain.errors import ConfigError, DataError, Diverged
+from dltrain.listing import flat, read_run, settings_of
 from dltrain.plan import Goal
-from dltrain.run import Run, finite_or_none
+from dltrain.run import Run, find_runs, finite_or_none
 from dltrain.state import State
 
 MAY_CHANGE = (
@@ -26,8 +27,13 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.eval_batch_size",
     "train.device",
+    "train.on_nonfinite",
 )
 """Settings that a resumed run may have otherwise than the run that it goes on with."""
+
+
+MAX_ROLLBACKS = 3
+_MAX_SAMPLES = 16
 
 
 def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> Run:
@@ -38,24 +44,69 @@ def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.dev
     return run
 
 
-def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) -> Run:
-    """Lock the run directory `folder` and put its last checkpoint into `state`; metrics past it are cut off.
+def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) -> tuple[Run, str]:
+    """Lock the run directory `folder` and put its last good checkpoint into `state`; metrics past it are cut off.
 
+    Return the run, and what the user should be told: which checkpoint is damaged, if one is.
     Raises ConfigError if the config differs where it may not, DataError if the data have changed, CheckpointError if
     there is no good checkpoint.
     """
     run = Run.open(folder)
     with run.closed_on_error():
-        path = checkpoints.find(folder, LAST)
-        saved = checkpoints.load(path)
+        path, saved, damage = checkpoints.load_last(folder)
         check_resumable(saved, file, facts, str(path))
         with checkpoints.understood(str(path)):
             state.restore(saved, str(path))
             if file.config.train.threads is None:  # on their number hang the last bits
                 torch.set_num_threads(saved.meta["num_threads"])
+        if damage:
+            checkpoints.set_aside(run.checkpoints / LAST)
+            damage = f"{damage}; going on from the one before it, {path.name}, at step {state.step}"
+            run.log(damage)
         run.cut_metrics(state.step)
         run.write("resolved.yaml", resolved_text(file))
-    return run
+    return run, damage
+
+
+def newest_unfinished(root: Path, file: ConfigFile) -> Path | None:
+    """Return the run of this config in `root` to go on with: the newest with a checkpoint that was stopped or killed.
+
+    None where there is none. Runs with other settings than those that may change, and runs at work, are passed over.
+    """
+    settings = _fixed(flat({**file.config.model_dump(), "name": file.name}))
+    for run in reversed(list(find_runs(root / file.name))):
+        has_checkpoint = any((run / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
+        if has_checkpoint and read_run(run).about["state"] == "stopped" and _fixed(settings_of(run)) == settings:
+            return run
+    return None
+
+
+def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return `settings` without those that a resumed run may have otherwise."""
+    return {key: value for key, value in settings.items() if key not in MAY_CHANGE}
+
+
+def roll_back(run: Run, state: State, reason: str) -> str:
+    """Put the newest checkpoint of an earlier step back into `state`; return what the user is told.
+
+    It becomes the last one. Which it is depends on when checkpoints were written, and so may the weights that follow.
+    Raises Diverged with `reason` where there is none, or after too many times.
+    """
+    if state.num_rollbacks >= MAX_ROLLBACKS:
+        raise Diverged(f"{reason}; {MAX_ROLLBACKS} rollbacks are enough")
+    failed_at, num_rollbacks = state.step, state.num_rollbacks + 1
+    for path in (run.checkpoints / LAST, run.checkpoints / PREVIOUS):
+        if path.exists() and (saved := checkpoints.load(path)).meta["step"] < failed_at:
+            break
+    else:
+        raise Diverged(f"{reason}; there is no checkpoint of an earlier step to go back to")
+    state.restore(saved, str(path))
+    state.num_rollbacks = num_rollbacks
+    os.replace(path, run.checkpoints / LAST)
+    run.cut_metrics(state.step)
+    told = f"step {failed_at}: not finite; back to step {state.step} with {state.lr_factor:g} of the learning rate"
+    run.log(told)
+    return told
 
 
 def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> None:
@@ -84,9 +135,9 @@ def meta(file: ConfigFile, facts: dict[str, Any], run: Path) -> dict[str, Any]:
 
 def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], where: str) -> None:
     """Raise ConfigError if the config differs where it may not, DataError if the data have changed."""
-    before, after = _flat(saved.meta["config"]), _flat({**file.config.model_dump(), "name": file.name})
+    before, after = flat(saved.meta["config"]), flat({**file.config.model_dump(), "name": file.name})
     changed = [
-        f"{file.place(*key.split('.'))}: is {after.get(key)!r}, the run was made with {before.get(key)!r}"
+        f"{file.place(*_keys(key))}: is {after.get(key)!r}, the run was made with {before.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in MAY_CHANGE
     ]
@@ -96,12 +147,32 @@ def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], 
         raise DataError(f"{where}: is not resumed: the data have changed since")
 
 
-def not_finite(what: str, state: State, lr: float, steps_per_epoch: int, run: Run) -> str:
-    """Return the message about what is not finite, such as "loss is"; `lr` is the step's learning rate."""
+def _keys(dotted: str) -> tuple[str | int, ...]:
+    """Return "a.0.b" as ("a", 0, "b")."""
+    return tuple(int(key) if key.isdecimal() else key for key in dotted.split("."))
+
+
+def not_finite(
+    what: str, where: str, samples: list[int], state: State, lr: float, steps_per_epoch: int, run: Run
+) -> str:
+    """Return the message about what is not finite, such as "loss is".
+
+    Args:
+        what: is not finite.
+        where: it began, in words; may be empty.
+        samples: of the batch, by their indices in the training split.
+        state: before the update.
+        lr: learning rate of the step.
+        steps_per_epoch: of the training.
+        run: whose checkpoint is kept.
+    """
     kept = "the last checkpoint is kept" if any(run.checkpoints.iterdir()) else "no checkpoint had been written yet"
+    first = f", first {where}" if where else ""
+    shown = ", ".join(map(str, samples[:_MAX_SAMPLES])) + (", ..." if len(samples) > _MAX_SAMPLES else "")
     return (
-        f"step {state.step} (epoch {state.step // steps_per_epoch + 1}): the {what} not finite; {kept} in "
-        f"{run.folder}. Try a lower optimizer.lr (it was {lr:g}), schedule.warmup, or regularization.clip"
+        f"step {state.step} (epoch {state.step // steps_per_epoch + 1}): the {what} not finite{first}; {kept} in "
+        f"{run.folder}. Try a lower optimizer.lr (it was {lr:g}), schedule.warmup, or regularization.clip. "
+        f"The batch held the training samples {shown}"
     )
 
 
@@ -127,13 +198,3 @@ def summary(
         "metrics": {key: finite_or_none(value) for key, value in state.row.items()},
         "elapsed_s": round(state.elapsed_s, 3),
     }
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return {"a.b": value} for a tree of mappings; lists are values."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat

@@ -24,7 +24,8 @@ from dltrain.curves import draws_curves
 from dltrain.data.batches import epoch_order
 from dltrain.data.prepare import Inputs, prepare
 from dltrain.device import autocast, compiled
-from dltrain.errors import Stopped, TrainingError
+from dltrain.diagnosis import first_not_finite
+from dltrain.errors import Diverged, Stopped
 from dltrain.evaluation import evaluate_columns
 from dltrain.losses import count
 from dltrain.optimizers import update_function
@@ -33,12 +34,13 @@ from dltrain.regularization import Mixed, average_, sam_restore_
 from dltrain.run import finite_or_none
 from dltrain.seeds import AUGMENTATION, NOISE, STEP, seed_everything, seed_of
 from dltrain.signals import StopRequest
-from dltrain.state import all_finite, tensors_of
+from dltrain.state import all_finite, set_buffers, tensors_of
 from dltrain.tasks import SequenceTask
 
-# On a GPU a look at the loss waits for the device; up to 50 updates may follow one that was not finite. None of them
-# gets into a checkpoint.
+# On a GPU a look at loss and gradient waits for the device; up to 50 updates may follow one that was not finite. None
+# of them gets into a checkpoint.
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 50}
+_MAX_SKIPPED_IN_A_ROW = 20
 
 
 def fit(
@@ -79,12 +81,14 @@ def fit(
 
     # ---- 2. The run directory: a new one, or one to go on with ------------------------------------------------------
     if resume is None:
-        run = records.begin(Path(root), file, plan.data.facts, device)
+        run, damage = records.begin(Path(root), file, plan.data.facts, device), ""
     else:
-        run = records.reopen(Path(resume), file, plan.data.facts, state)
+        run, damage = records.reopen(Path(resume), file, plan.data.facts, state)
     meta = records.meta(file, plan.data.facts, run.folder)
     run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {total_steps} on {device}")
     progress.begin(run.folder, plan.data, model, state.step, total_steps, epoch_steps)
+    if damage:
+        progress.say(damage)
 
     # ---- 3. The parts of a step -------------------------------------------------------------------------------------
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -97,6 +101,9 @@ def fit(
     update = update_function(optimizer)
     scaled = (lambda loss: loss) if state.scaler is None else state.scaler.scale
     rng = torch.Generator(device)
+    outputs: list[tuple[Tensor, Tensor]] = []  # of the step, with their targets
+    on_nonfinite = config.train.on_nonfinite
+    steps_between_looks = 1 if on_nonfinite == "skip" else _STEPS_BETWEEN_LOOKS[device.type]
 
     def gradients(
         inputs: Inputs, target: Tensor, mixed: Mixed | None, measure: bool = True
@@ -113,6 +120,8 @@ def fit(
 
         for parameter in parameters:
             parameter.grad = None
+        if measure:
+            outputs.clear()
         size = config.train.micro_batch_size or batch_size
         loss: Any = None
         for at in range(0, len(target), size):
@@ -129,21 +138,24 @@ def fit(
             scaled(part_loss).backward()
             loss = part_loss.detach() if loss is None else loss + part_loss.detach()
             if measure and mixed is None and not isinstance(network.task, SequenceTask):
-                state.metrics.update(output.detach(), part_target)
+                outputs.append((output.detach(), part_target))
         if not regularizer.penalties:
             return loss, None, weight
         penalty: Any = sum(term() for term in regularizer.penalties)
         scaled(penalty).backward()
         return loss, penalty.detach(), weight
 
-    def not_finite(what: str) -> TrainingError:
+    def not_finite(what: str) -> Diverged:
         """Return the error that ends the run; what was best so far is kept."""
         state.save_best(run.checkpoints)
-        return TrainingError(records.not_finite(what, state, plan.lr * factor, epoch_steps, run))
+        seed_everything(device, config.seed, STEP, state.step)
+        where, lr = first_not_finite(model, inputs), plan.lr * factor
+        return Diverged(records.not_finite(what, where, samples.tolist(), state, lr, epoch_steps, run))
 
     # ---- 4. The loop ------------------------------------------------------------------------------------------------
     order = torch.empty(0)
     num_samples = 0  # since the last line of metrics
+    skipped_in_a_row = 0
     row_began_s = state.elapsed_s
     stopped_early = regularizer.early_stop(state.scores)
     if state.step >= total_steps or stopped_early:
@@ -156,7 +168,8 @@ def fit(
             if batch == 0 or len(order) == 0:
                 order = epoch_order(len(train), config.seed, epoch, config.train.sampler, classes, lengths, batch_size)
                 order = order.to(train.device)
-            inputs, target = train.batch(order[batch * batch_size : (batch + 1) * batch_size], device)
+            samples = order[batch * batch_size : (batch + 1) * batch_size]
+            inputs, target = train.batch(samples, device)
             seed_everything(device, config.seed, STEP, state.step)
             inputs, mixed = network.transform(inputs), None
             if plan.augment or regularizer.mix is not None:
@@ -168,41 +181,56 @@ def fit(
                 inputs = mixed.inputs
 
             # forward, loss, penalty, backward
-            factor = plan.schedule(state.step, total_steps)
+            factor = plan.schedule(state.step, total_steps) * state.lr_factor
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
+            buffers_before = [buffer.clone() for buffer in model.buffers()] if on_nonfinite == "skip" else []
             loss, penalty, weight = gradients(inputs, target, mixed)
             if regularizer.sam_perturb is not None:
-                statistics = [buffer.clone() for buffer in model.buffers()]
+                buffers = [buffer.clone() for buffer in model.buffers()]
                 weights = regularizer.sam_perturb(parameters)
                 gradients(inputs, target, mixed, measure=False)
                 sam_restore_(parameters, weights)
-                for buffer, statistic in zip(model.buffers(), statistics, strict=True):
-                    buffer.copy_(statistic)
-            if state.step % _STEPS_BETWEEN_LOOKS[device.type] == 0 and not math.isfinite(loss.item()):
-                raise not_finite("loss is")
+                set_buffers(model, buffers)
+
+            # loss or gradient not finite: no update
+            bad = state.not_finite(loss, parameters) if state.step % steps_between_looks == 0 else ""
+            skipped_in_a_row = skipped_in_a_row + 1 if bad else 0
+            if bad and (on_nonfinite == "stop" or skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW):
+                raise not_finite(bad)
+            if bad and on_nonfinite == "rollback":
+                progress.say(records.roll_back(run, state, str(not_finite(bad))))
+                order, num_samples, row_began_s = torch.empty(0), 0, state.elapsed_s
+                began = time.perf_counter() - state.elapsed_s
+                continue
 
             # update
-            if state.scaler is not None:
-                state.scaler.unscale_(optimizer)
-            if regularizer.clip is not None:
-                regularizer.clip(parameters)
-            if regularizer.gradient_noise is not None:
-                rng.manual_seed(seed_of(config.seed, NOISE, state.step))
-                regularizer.gradient_noise(parameters, state.step, rng)
-            if state.scaler is None:
-                update()
+            if bad:
+                state.num_skipped_steps += 1
+                set_buffers(model, buffers_before)
             else:
-                state.scaler.step(optimizer)
-                state.scaler.update()
-            if regularizer.max_norm is not None:
-                regularizer.max_norm()
-            if regularizer.average is not None:
-                average_(averaged_tensors, model_tensors, regularizer.average(state.step, total_steps))
-            state.loss_sum += loss * weight
-            state.weight_sum += weight
-            if penalty is not None:
-                state.penalty_sum += penalty * weight
+                if state.scaler is not None:
+                    state.scaler.unscale_(optimizer)
+                if regularizer.clip is not None:
+                    regularizer.clip(parameters)
+                if regularizer.gradient_noise is not None:
+                    rng.manual_seed(seed_of(config.seed, NOISE, state.step))
+                    regularizer.gradient_noise(parameters, state.step, rng)
+                if state.scaler is None:
+                    update()
+                else:
+                    state.scaler.step(optimizer)
+                    state.scaler.update()
+                if regularizer.max_norm is not None:
+                    regularizer.max_norm()
+                if regularizer.average is not None:
+                    average_(averaged_tensors, model_tensors, regularizer.average(state.step, total_steps))
+                for output, part_target in outputs:
+                    state.metrics.update(output, part_target)
+                state.loss_sum += loss * weight
+                state.weight_sum += weight
+                if penalty is not None:
+                    state.penalty_sum += penalty * weight
             num_samples += len(target)
             state.step += 1
             state.elapsed_s = time.perf_counter() - began
@@ -217,9 +245,9 @@ def fit(
                 if not all_finite(parameters):
                     raise not_finite("weights are")
                 row = {"step": state.step, "epoch": state.step / epoch_steps, "lr": plan.lr * factor}
-                row["train/loss"] = loss_sum / weight_sum
+                row["train/loss"] = loss_sum / weight_sum if weight_sum else math.nan
                 if regularizer.penalties:
-                    row["train/penalty"] = state.penalty_sum.item() / weight_sum
+                    row["train/penalty"] = state.penalty_sum.item() / weight_sum if weight_sum else math.nan
                 if regularizer.mix is None and not isinstance(network.task, SequenceTask):
                     row |= {f"train/{name}": value for name, value in state.metrics.compute().items()}
                 state.refresh_average()
@@ -231,6 +259,8 @@ def fit(
                     row |= {f"val/{name}": value for name, value in val_metrics.compute().items()}
                 if plan.data.facts["num_skipped"]:
                     row["skipped_samples"] = plan.data.facts["num_skipped"]
+                if state.num_skipped_steps:
+                    row["skipped_steps"] = state.num_skipped_steps
                 row["samples_per_s"] = num_samples / row_s
                 state.elapsed_s = row["elapsed_s"] = time.perf_counter() - began
                 state.row = {name: finite_or_none(value) for name, value in row.items()}

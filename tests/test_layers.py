@@ -23,7 +23,7 @@ LAYERS = [
     ["config.manual", "build"],
     ["data.columns"],
     ["models", "losses", "metrics", "optimizers", "schedules", "regularization", "data.transforms", "data.spectrogram"],
-    ["data.split", "seeds", "extras", "data.storage"],
+    ["data.split", "seeds", "extras", "data.storage", "diagnosis"],
     ["data.batches", "data.tokenizer", "text_scores", "data.cache"],
     ["data.sources", "generation"],
     ["tasks"],
@@ -33,6 +33,7 @@ LAYERS = [
     ["plan"],
     ["evaluation", "prediction", "inspection", "records"],
     ["train"],
+    ["comparison", "sweep", "verification"],
     ["cli"],
     ["__main__"],
 ]

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dltrain.config.reader import write_text
 from dltrain.errors import ConfigError
-from dltrain.listing import list_runs, show, write_csv
+from dltrain.listing import flat, list_runs, read_tags, show, tagged, write_csv
 from dltrain.run import Run
+from tests.small_runs import fit_with_stops, small_config
 
 
 def make_run(root: Path, name: str, started: str, losses: list[float | None], finished: bool = True) -> Path:
@@ -120,3 +122,197 @@ def test_a_run_shows_its_best_row_what_was_set_and_how_it_failed(tmp_path: Path)
         "optimizer.lr": 0.1,
         "val/loss": 0.2,
     }
+
+
+# ---- filters, settings, tags -----------------------------------------------------------------------------------------
+
+
+def make_trained(
+    root: Path,
+    lr: float,
+    accuracy: float | None,
+    tags: dict[str, str] | None = None,
+    changed: bool = True,
+    **more: object,
+) -> Path:
+    """Make a run of the config "sweep" with a resolved.yaml; `more` are settings of the model."""
+    with Run.create(root, "sweep") as run:
+        run.append_metrics({"step": 1, "epoch": 1.0, "val/accuracy": accuracy, "best": True, "elapsed_s": 2.5})
+    model = {"type": "mlp", "hidden": [8, 8], "bias": True, **more}
+    run.write("resolved.yaml", write_text({"name": None, "seed": 0, "model": model, "optimizer": {"lr": lr}}))
+    given = {"optimizer.lr": lr} if changed else {}
+    run.write("environment.json", json.dumps({"set": given | {f"tag.{k}": v for k, v in (tags or {}).items()}}))
+    run.write("log.txt", f"2026-01-0{run.folder.name} 10:00:00 start\n2026-01-01 10:00:01 finished\n")
+    return run.folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    make_trained(tmp_path, 1e-3, 0.8, {"owner": "ana", "fold": "1"})
+    make_trained(tmp_path, 1e-2, 0.95, {"owner": "bo", "fold": "10"})
+    make_trained(tmp_path, 1e-1, None, {"owner": "ana", "fold": "2"}, dropout=0.5)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        (["val/accuracy > 0.9"], "2"),
+        (["val/accuracy>=0.8"], "12"),
+        (["val/accuracy == null"], "3"),
+        (["val/accuracy != 0.8"], "23"),
+        (["optimizer.lr < 0.01"], "1"),
+        (["optimizer.lr <= 1e-2"], "12"),
+        (["optimizer.lr = 0.1"], "3"),
+        (["model.hidden == [8, 8]", "optimizer.lr != 0.1"], "12"),
+        (["model.hidden == [8,8]"], "123"),
+        (["model.bias == true"], "123"),
+        (["model.bias == 1"], ""),
+        (["model.dropout == 0.5"], "3"),
+        (["model.dropout != 0.5"], "12"),
+        (["tag.owner == ana"], "13"),
+        (["tag.owner == 'ana'"], "13"),
+        (["tag.fold == 10"], "2"),
+        (["tag.fold > 1"], "23"),
+        (["name == sweep"], "123"),
+        (["state == finished", "started > 2026-01-02"], "23"),
+        (["state == stopped"], ""),
+        (["seed < 1", "tag.owner == ana", "val/accuracy < 1"], "1"),
+    ],
+    ids=" and ".join,
+)
+def test_conditions_choose_runs_and_all_must_hold(where: list[str], numbers: str, sweep: Path) -> None:
+    assert "".join(sorted(Path(str(row["run"])).name for row in list_runs(sweep, where=where))) == numbers
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("val/acuracy > 0.9", "--where val/acuracy > 0.9: no run has 'val/acuracy'; did you mean 'val/accuracy'?"),
+        ("accuracy > 0.9", "--where accuracy > 0.9: no run has 'accuracy'; did you mean 'val/accuracy'?"),
+        ("lr < 0.1", "--where lr < 0.1: no run has 'lr'; did you mean 'optimizer.lr'?"),
+        ("tag.ownr == ana", "--where tag.ownr == ana: no run has 'tag.ownr'; did you mean 'tag.owner'?"),
+        (
+            "val/accuracy",
+            "--where val/accuracy: is not of the form 'KEY OP VALUE', such as 'val/accuracy > 0.9', in quotes; "
+            "possible OP: ==, !=, <, <=, >, >=",
+        ),
+        (
+            "__import__('os').getcwd() == 1",
+            "--where __import__('os').getcwd() == 1: no run has '__import__('os').getcwd()'",
+        ),
+        (
+            "optimizer.lr < small",
+            "--where optimizer.lr < small: optimizer.lr is 0.1, which is neither less nor more than 'small'",
+        ),
+    ],
+)
+def test_a_condition_that_cannot_be_meant_is_answered_exactly(where: str, message: str, sweep: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        list_runs(sweep, where=[where])
+    assert str(caught.value) == message
+
+
+def test_a_condition_on_an_empty_folder_is_no_error(tmp_path: Path) -> None:
+    assert list_runs(tmp_path, where=["val/accuracy > 0.9"]) == []
+
+
+def test_rows_have_the_settings_in_which_runs_of_one_name_differ_though_nobody_set_them(tmp_path: Path) -> None:
+    make_trained(tmp_path, 0.1, 0.5, changed=False)
+    make_trained(tmp_path, 0.2, 0.5, changed=False, hidden=[4])
+    other = make_run(tmp_path, "other", "2026-01-01 10:00:00", [0.5])
+    (other / "resolved.yaml").write_text("seed: 9\noptimizer: {lr: 0.7}\n")
+    rows = list_runs(tmp_path, sort="run")
+    settings = [{key: value for key, value in row.items() if "." in key or key == "seed"} for row in rows]
+    assert settings == [
+        {"optimizer.lr": 0.7},
+        {"model.hidden": [8, 8], "optimizer.lr": 0.1},
+        {"model.hidden": [4], "optimizer.lr": 0.2},
+    ]
+
+
+def test_the_table_leaves_out_settings_and_tags_that_are_the_same_everywhere(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(list_runs(sweep), sweep)
+    head = capsys.readouterr().out.splitlines()[0].split()
+    assert head[:6] == ["run", "state", "started", "epoch", "best_epoch", "optimizer.lr"]
+    assert "tag.owner" in head
+    show(list_runs(sweep, where=["tag.owner == ana"]), sweep)
+    head = capsys.readouterr().out.splitlines()[0].split()
+    assert "optimizer.lr" in head
+    assert "tag.owner" not in head
+
+
+def test_a_sweep_over_seeds_shows_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (3, 4):
+        run = make_trained(tmp_path, 0.1, 0.5)
+        (run / "resolved.yaml").write_text(f"seed: {seed}\n")
+    show(list_runs(tmp_path), tmp_path)
+    assert "seed" in capsys.readouterr().out.splitlines()[0].split()
+
+
+def test_chosen_columns_come_alone_and_in_their_order(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = list_runs(sweep, sort="optimizer.lr", columns=["model.dropout", "elapsed_s", "optimizer.lr"])
+    assert [list(row.items()) for row in rows] == [
+        [("model.dropout", None), ("elapsed_s", 2.5), ("optimizer.lr", 0.001)],
+        [("model.dropout", None), ("elapsed_s", 2.5), ("optimizer.lr", 0.01)],
+        [("model.dropout", 0.5), ("elapsed_s", 2.5), ("optimizer.lr", 0.1)],
+    ]
+    show(rows, sweep, whole=True)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["-", "2.5000", "0.001"]
+    with pytest.raises(ConfigError) as caught:
+        list_runs(sweep, columns=["run", "lr"])
+    assert str(caught.value) == "--columns lr: no run has that; did you mean 'optimizer.lr'?"
+
+
+def test_tags_that_are_numbers_sort_as_numbers(sweep: Path) -> None:
+    assert [row["tag.fold"] for row in list_runs(sweep, sort="-tag.fold")] == ["10", "2", "1"]
+
+
+def test_sorting_by_a_setting_shows_it(sweep: Path) -> None:
+    assert [row["model.bias"] for row in list_runs(sweep, sort="model.bias")] == [True] * 3
+
+
+def test_csv_writes_lists_and_truth_as_yaml_does_and_nothing_for_no_runs(sweep: Path) -> None:
+    text = io.StringIO()
+    write_csv(list_runs(sweep, columns=["model.hidden", "model.bias"]), text)
+    assert text.getvalue().splitlines()[:2] == ["model.hidden,model.bias", '"[8, 8]",true']
+    empty = io.StringIO()
+    write_csv([], empty)
+    assert empty.getvalue() == ""
+
+
+@pytest.mark.parametrize("name", ["environment.json", "resolved.yaml", "metrics.jsonl", "log.txt"])
+def test_a_file_that_is_torn_takes_nothing_else_with_it(name: str, sweep: Path) -> None:
+    path = sweep / "sweep" / "2" / name
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2] + b"\xff")
+    rows = list_runs(sweep, where=["name == sweep"])
+    assert len(rows) == 3
+
+
+def test_lists_of_components_are_named_by_position_as_set_names_them() -> None:
+    tree = {"a": {"b": [{"c": 1}, {"d": [1, 2]}]}, "e": [], "f": {}}
+    assert flat(tree) == {"a.b.0.c": 1, "a.b.1.d": [1, 2], "e": [], "f": {}}
+
+
+@pytest.mark.parametrize("option", ["owner", "=ana", "a b=c", "a.b=c", "a=\x1b[0m"])
+def test_a_tag_has_a_name_and_a_value(option: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_tags([option])
+    assert str(caught.value) == f"--tag {option}: is not of the form NAME=VALUE; a name has letters, digits, - and _"
+
+
+def test_the_last_tag_of_a_name_counts() -> None:
+    assert read_tags(["a=1", "b=x=y", "a="]) == {"a": "", "b": "x=y"}
+
+
+def test_tags_are_kept_by_a_run_that_is_stopped_and_resumed_and_are_no_settings(
+    tmp_path: Path, no_curves: None
+) -> None:
+    file = tagged(small_config(tmp_path), {"owner": "ana", "note": "0x10"})
+    run = fit_with_stops(file, tmp_path / "runs", stops=(5,))
+    (row,) = list_runs(tmp_path / "runs")
+    assert (row["tag.owner"], row["tag.note"], row["state"]) == ("ana", "0x10", "finished")
+    assert "tag" not in (run / "resolved.yaml").read_text()
+    assert "tag" not in (run / "config.yaml").read_text()

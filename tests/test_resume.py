@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from dltrain import checkpoint as checkpoints
+from dltrain.checkpoint import LAST
 from dltrain.config.schema import optimizers, regularization, schedules
 from dltrain.config.schema.base import type_name
 from dltrain.config.validate import load_config
+from dltrain.console import Progress
 from dltrain.errors import CheckpointError, ConfigError, DataError, Stopped
 from dltrain.run import read_metrics
 from dltrain.train import fit
@@ -394,3 +396,54 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
                 fit(file, resume=newest_run(tmp_path / "runs"))
 
     fit(file, root=tmp_path / "runs", progress=ResumeInStep())
+
+
+# ---- a damaged checkpoint -------------------------------------------------------------------------------------------
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"train": {"checkpoint_every": "3 steps"}})
+    expected = result_of(Path(fit(file, root=tmp_path / "whole")["run"]))
+    with pytest.raises(Stopped):
+        fit(file, root=tmp_path / "runs", progress=StopAt(7))
+    run = newest_run(tmp_path / "runs")
+    damage(run / "checkpoints" / LAST)
+    lines: list[str] = []
+    progress = Progress("off")
+    progress.say = lines.append  # type: ignore[method-assign]
+    fit(file, root=tmp_path / "runs", resume=run, progress=progress)
+    (said,) = (line for line in lines if "is damaged" in line)
+    assert said.endswith(
+        "last.safetensors: is damaged: its SHA-256 does not fit its contents; "
+        "going on from the one before it, previous.safetensors, at step 6"
+    )
+    assert said in (run / "log.txt").read_text()
+    assert result_of(run) == expected
+    assert (run / "checkpoints" / "damaged.safetensors").exists()  # and not in the place of a good one
+    assert checkpoints.load(run / "checkpoints" / "previous.safetensors").meta["step"] == 9
+
+
+def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"train": {"checkpoint_every": "3 steps"}})
+    run = Path(fit(file, root=tmp_path / "runs")["run"])
+    for name in (LAST, "previous.safetensors"):
+        damage(run / "checkpoints" / name)
+    with pytest.raises(CheckpointError, match=r"previous\.safetensors: is damaged"):
+        fit(file, root=tmp_path / "runs", resume=run)
+
+
+def test_a_run_killed_between_two_renames_goes_on_from_the_previous_checkpoint(tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"train": {"checkpoint_every": "3 steps"}})
+    expected = result_of(Path(fit(file, root=tmp_path / "whole")["run"]))
+    with pytest.raises(Stopped):
+        fit(file, root=tmp_path / "runs", progress=StopAt(7))
+    run = newest_run(tmp_path / "runs")
+    (run / "checkpoints" / LAST).unlink()
+    fit(file, root=tmp_path / "runs", resume=run)
+    assert result_of(run) == expected

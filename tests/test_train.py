@@ -253,9 +253,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_last_ch
         fit(file, root=tmp_path / "runs")
     run = newest_run(tmp_path / "runs")
     assert caught.value.exit_code == 4
+    samples = epoch_order(NUM_TRAIN, 0, 1, "shuffle")[2 * BATCH_SIZE : 3 * BATCH_SIZE].tolist()
     assert str(caught.value) == (
-        f"step 6 (epoch 2): the loss is not finite; the last checkpoint is kept in {run}. Try a lower optimizer.lr "
-        "(it was 0.01), schedule.warmup, or regularization.clip"
+        f"step 6 (epoch 2): the loss is not finite, first in the gradient of layers.0.weight; the last checkpoint is "
+        f"kept in {run}. Try a lower optimizer.lr (it was 0.01), schedule.warmup, or regularization.clip. The batch "
+        f"held the training samples {', '.join(map(str, samples))}"
     )
     good = train(tmp_path, {"train": {"duration": "6 steps"}})
     assert checkpoints.load(run / "checkpoints" / LAST).meta["step"] == 6

@@ -180,6 +180,11 @@ class Train(Settings):
         None,
         description="metric that chooses the best checkpoint, such as 'val/loss'; null: the task's own",
     )
+    on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
+        "stop",
+        description="where loss or gradient is not finite: end the run, leave the update out, or go back to the "
+        "newest earlier checkpoint with half the learning rate (three times at most)",
+    )
     device: Device = Field(
         "auto",
         description="auto, cpu, cuda or cuda:1; auto takes the GPU if there is one",
