@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dltrain.errors import ConfigError
 
-_ALL_THREADS = torch.get_num_threads()
+_most_threads = torch.get_num_threads()
 
 # Below this many multiplications in a forward pass one CPU thread is enough; see benchmarks/LOG.md.
 _WORTH_THREADS = 10_000_000
@@ -66,7 +66,13 @@ def set_threads(setting: int | None, model: nn.Module, inputs: tuple[Tensor, ...
     if setting is None and "OMP_NUM_THREADS" not in os.environ:
         per_sample = _multiplications(model, inputs) / len(inputs[0])
         setting = 1 if 0 < per_sample * batch_size < _WORTH_THREADS else None
-    torch.set_num_threads(setting or _ALL_THREADS)
+    torch.set_num_threads(setting or _most_threads)
+
+
+def limit_threads(number: int) -> None:
+    """Let `set_threads` take at most so many threads where none are set: the share of one process of several."""
+    global _most_threads
+    _most_threads = min(_most_threads, number)
 
 
 def _multiplications(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:

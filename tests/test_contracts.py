@@ -15,7 +15,7 @@ import yaml
 from dltrain.config.durations import DurationValue, to_steps
 from dltrain.config.manual import json_schema, summary
 from dltrain.config.reader import read_text
-from dltrain.config.schema import regularization
+from dltrain.config.schema import regularization, sweep
 from dltrain.config.schema.base import Component, OneOf, Settings, type_name
 from dltrain.config.schema.layers import LAYERS
 from dltrain.config.schema.sections import KINDS, Config, Regularization, Split, Train
@@ -33,6 +33,8 @@ SECTIONS = (
     regularization.GradientNoise,
     regularization.MaxNorm,
     regularization.EarlyStopping,
+    sweep.Sweep,
+    sweep.Dimension,
 )
 
 PROVIDED = {

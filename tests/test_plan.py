@@ -170,7 +170,7 @@ def test_a_small_model_has_one_thread_and_the_config_the_last_word(
 ) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr("dltrain.device._ALL_THREADS", 8)
+    monkeypatch.setattr("dltrain.device._most_threads", 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     plan_of(tmp_path, {})
     plan_of(tmp_path, {"train": {"threads": 3}})

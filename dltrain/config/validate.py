@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -81,10 +81,29 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 def validate(document: Document) -> Config:
     """Turn `document` into a Config. Raises ConfigError with all mistakes in the order of the file."""
+    if nulls := [f"{document.place_of_value(keys)}: {_dotted(keys)}" for keys in _with_null(document.value, ())]:
+        raise ConfigError(
+            *(f"{place}: holds the character U+0000, which no name of a file can have" for place in nulls)
+        )
     try:
         return Config.model_validate(document.value)
     except ValidationError as error:
         raise ConfigError(*_problems(document, error)) from None
+
+
+def _with_null(value: Any, keys: Keys) -> Iterator[Keys]:
+    """Yield where a text stands, as a key or a value, that holds U+0000."""
+    if isinstance(value, str) and "\0" in value:
+        yield keys
+    if isinstance(value, dict):
+        yield from ((*keys, key) for key in value if "\0" in str(key))
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _with_null(item, (*keys, key))
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(shortened(str(key)) for key in keys)
 
 
 # ---- pydantic's errors -> one line for each wrong value -------------------------------------------------------------
@@ -125,7 +144,7 @@ def _line(document: Document, keys: Keys, detail: dict[str, Any]) -> tuple[tuple
         place = document.place_of_key(keys)
     else:
         place = document.place_of_value(keys)
-    name = ".".join(shortened(str(key)) for key in keys)
+    name = _dotted(keys)
     parts = [] if place.startswith("--set") else place.rsplit(":", 2)
     position = (int(parts[1]), int(parts[2])) if len(parts) == 3 and parts[2].isdigit() else (0, 0)
     return position, f"{place}: {name + ': ' if name else ''}{_what(document, keys, detail)}"

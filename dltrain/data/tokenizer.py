@@ -80,16 +80,25 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """Return the tokenizer that `to_json` wrote."""
+        """Return the tokenizer that `to_json` wrote. Raises ValueError for a text that it has not written."""
         values = json.loads(text)
-        kind, learned = values["kind"], values["vocabulary"]
+        if not isinstance(values, dict) or not isinstance(values.get("lowercase"), bool):
+            raise ValueError("is no tokenizer of dltrain")
+        kind, learned = values.get("kind"), values.get("vocabulary")
         vocabulary: _Bytes | _Characters | _Learned
         if kind == "byte":
             vocabulary = _Bytes()
-        elif kind == "character":
+        elif kind == "character" and isinstance(learned, str) and learned:
             vocabulary = _Characters.of(learned)
+        elif kind in ("word", "bpe") and _is_own(learned, kind):
+            try:
+                vocabulary = _Learned(_library().Tokenizer.from_str(json.dumps(learned)))
+            except ConfigError:
+                raise
+            except Exception as error:  # the library raises nothing more special
+                raise ValueError(f"is damaged: {error}") from None
         else:
-            vocabulary = _Learned(_library().Tokenizer.from_str(json.dumps(learned)))
+            raise ValueError(f"has a vocabulary that no tokenizer of the kind {kind!r} has")
         return cls(kind, values["lowercase"], vocabulary)
 
     def to_json(self) -> str:
@@ -239,6 +248,26 @@ def _learn(texts: Iterable[str], kind: str, size: int) -> _Learned:
     tokenizer.train_from_iterator(chain.from_iterable(map(_pieces, texts)), trainer=trainer)
     values = json.loads(tokenizer.to_str())
     return _Learned(library.Tokenizer.from_str(json.dumps(values | {"added_tokens": []})))
+
+
+def _is_own(learned: Any, kind: str) -> bool:
+    """Return whether `learned` is made of the parts that `_learn` takes, and its tokens are numbered without a gap."""
+    parts = {"word": ("WordLevel", "Whitespace", None), "bpe": ("BPE", "ByteLevel", "ByteLevel")}[kind]
+    if not isinstance(learned, dict):
+        return False
+    types = tuple(_type_of(learned.get(name)) for name in ("model", "pre_tokenizer", "decoder"))
+    others = ("truncation", "padding", "added_tokens", "normalizer", "post_processor")
+    if types != parts or any(learned.get(name) for name in others):
+        return False
+    vocab = learned["model"].get("vocab")
+    if not isinstance(vocab, dict) or len(vocab) <= NUM_SPECIAL:
+        return False
+    ids = vocab.values()
+    return all(type(i) is int for i in ids) and sorted(ids) == list(range(len(vocab)))
+
+
+def _type_of(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else None
 
 
 def _normalize(text: str, kind: str, lowercase: bool) -> str:

@@ -122,7 +122,7 @@ class Sweep(Settings):
     trials: Whole | None = Field(
         None, ge=1, description=f"how many points; null: {DEFAULT_TRIALS}, or all points of a grid"
     )
-    time: Time | None = Field(None, description="after it no further trial begins; each call has as much")
+    time: Time | None = Field(None, description="after it no further training begins; each call has as much")
     seeds: Whole = Field(
         1, ge=1, description="trainings of each point, with seeds from the config's on; their mean counts"
     )
@@ -130,7 +130,9 @@ class Sweep(Settings):
         None, description="what is judged, at the best checkpoint; several: the Pareto front; null: train.monitor"
     )
     retries: Whole = Field(
-        1, ge=0, description="how often a training is repeated whose process died or that failed without our knowing why"
+        1,
+        ge=0,
+        description="how often a training is repeated that may have failed by chance, as when its process dies",
     )
     same_errors: Whole = Field(3, ge=1, description="so many equal errors in a row stop the sweep")
     slots: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(

@@ -146,9 +146,12 @@ def _read_npy_header(stream: IO[bytes], start: bytes) -> tuple[tuple[int, ...], 
         raise ValueError(f"has a header of {num_chars:,} bytes; the file is damaged")
     text = stream.read(num_chars)
     read = npy_format.read_array_header_1_0 if version[0] == 1 else npy_format.read_array_header_2_0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that Python 2 wrote it
-        shape, in_columns, dtype = read(io.BytesIO(prefix + text))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that Python 2 wrote it
+            shape, in_columns, dtype = read(io.BytesIO(prefix + text))
+    except (TypeError, tokenize.TokenError) as error:
+        raise ValueError(f"has a header that is damaged: {error}") from None
     if any(size < 0 for size in shape):
         raise ValueError(f"has an impossible shape: {shape}")
     return shape, in_columns, dtype, 8 + len(prefix) + len(text)
@@ -189,7 +192,7 @@ def _errors_of(name: str) -> Iterator[None]:
         raise DataError(f"{name}: {error.strerror or error}") from None
     except KeyError:
         raise DataError(f"{name}: no such array") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, tokenize.TokenError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError) as error:
         raise DataError(f"{name}: is damaged or truncated ({error})") from None
     except ValueError as error:
         raise DataError(f"{name}: {first_line(error)}") from None

@@ -136,10 +136,15 @@ class Audio:
     def encode(self, samples: Samples, state: dict[str, Any]) -> tuple[Tensor, ...]:
         """Return one tensor of (N, 1, num_mels, frames) or (N, 1, T) float32."""
         items, length = samples.inputs, state["length"]
-        mean, std = (np.array(state[key], np.float32)[:, None] for key in ("mean", "std"))
+        with np.errstate(over="ignore"):
+            mean, std = (np.array(state[key], np.float32)[:, None] for key in ("mean", "std"))
+        if items[0].shape[-2] != len(mean):
+            found = f"{samples.place(0)}: the features are {items[0].shape[-2]} numbers at a time"
+            raise DataError(f"{found}, those of the training {len(mean)}; set the features as the training had them")
         encoded = np.empty((len(items), *items[0].shape[:-1], length), np.float32)
         for row, item in zip(encoded, items, strict=True):
-            row[:] = (self._fit_length(item, length) - mean) / std
+            with np.errstate(all="ignore"):  # what is not finite is noticed with its row
+                row[:] = (self._fit_length(item, length) - mean) / std
         self._note_cropped([item.shape[-1] > length for item in items], f"{self._duration(length):.2f} s")
         return (torch.from_numpy(encoded),)
 

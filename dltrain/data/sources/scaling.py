@@ -59,7 +59,8 @@ def apply_scaling(array: np.ndarray, scaling: dict[str, list[float]]) -> np.ndar
     shift, factor = (_align(np.array(scaling[key]), array.ndim) for key in ("shift", "factor"))
     scaled = allocate(array.shape, np.float32)
     for rows in row_blocks(array):
-        scaled[rows] = (array[rows] - shift) / factor
+        with np.errstate(all="ignore"):  # what is not finite is noticed with its row
+            scaled[rows] = (array[rows] - shift) / factor
     return scaled
 
 

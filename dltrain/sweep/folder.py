@@ -1,0 +1,79 @@
+"""The folder of a sweep, `runs/<name>-sweep/<n>/`: made for a new one, read again to go on with one.
+
+It holds sweep.yaml (the config as written), trials.jsonl (see `journal`), workers.log (what trainings print), and the
+run directories of all trainings in `<name>/<n>`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dltrain import __version__
+from dltrain.config.reader import override, read_text
+from dltrain.config.validate import ConfigFile, validate
+from dltrain.errors import ConfigError, DataError
+from dltrain.sweep.journal import EVENTS, FORMAT_VERSION, Journal
+from dltrain.sweep.space import SPACE
+
+CONFIG = "sweep.yaml"
+MAY_CHANGE = ("trials", "time", "slots", "retries", "same_errors")
+"""Settings of a sweep that --set may change when it is resumed."""
+
+
+def create(root: Path, file: ConfigFile) -> Journal:
+    """Make the folder `root`/name-sweep/n with the config as it is written, and begin the journal."""
+    parent = root / f"{file.name}-sweep"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(entry) for entry in os.listdir(parent) if entry.isdecimal()), default=0)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                (parent / str(number)).mkdir()
+                break
+            number += 1
+        folder = parent / str(number)
+        (folder / CONFIG).write_text(file.text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {root}: no folder for the sweep can be made there: {error.strerror}") from None
+    journal = Journal(folder)
+    head = {"event": "sweep", "format_version": FORMAT_VERSION, "dltrain": __version__, "config": file.document.name}
+    head |= {"folder_from_sweep": os.path.relpath(file.folder, folder), "set": list(file.overrides)}
+    journal.append({**head, "time": time.time()})
+    return journal
+
+
+def reopened(folder: Path, options: Sequence[str]) -> ConfigFile:
+    """Return the config of the sweep in `folder`, changed by `options` as MAY_CHANGE allows.
+
+    Raises ConfigError if there is no sweep, another process is at work in it, or another change is asked for.
+    """
+    if not (folder / EVENTS).is_file():
+        raise ConfigError(
+            f"--resume {folder}: is no folder of a sweep (it has no {EVENTS}); such as runs/digits-sweep/1"
+        )
+    journal = Journal(folder)
+    journal.close()
+    events = journal.events
+    if not events or events[0].get("format_version") != FORMAT_VERSION:
+        raise DataError(f"{folder / EVENTS}: was not written by this version of dltrain")
+    head = events[0]
+    for option in options:
+        name = option.partition("=")[0].strip()
+        if name not in [f"{SPACE[0]}.{key}" for key in MAY_CHANGE]:
+            raise ConfigError(
+                f"--set {option}: a sweep is not resumed with another config; "
+                f"may change: {', '.join(f'{SPACE[0]}.{key}' for key in MAY_CHANGE)}"
+            )
+    overrides = [*head["set"], *(o for e in events if e["event"] == "resumed" for o in e["set"][len(head["set"]) :])]
+    overrides += options
+    try:
+        document = read_text((folder / CONFIG).read_text(encoding="utf-8"), head["config"])
+    except OSError as error:
+        raise ConfigError(f"{folder / CONFIG}: cannot be read: {error.strerror}") from None
+    override(document, overrides)
+    config_folder = os.path.relpath(folder / head["folder_from_sweep"])
+    return ConfigFile(validate(document), document, config_folder, document.text, tuple(overrides))

@@ -1,0 +1,179 @@
+"""Which point of the space a trial gets, and which trials are not worth going on with.
+
+`grid`, `random` and `sobol` are functions of (seed, trial). The samplers that learn from trials, and all pruners, are
+Optuna's (Akiba et al. 2019, https://doi.org/10.1145/3292500.3330701); each trial has its own seed, so that a resumed
+sweep goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.quasirandom import SobolEngine
+
+from dltrain.config.schema.sweep import DEFAULT_TRIALS, Dimension, Sweep
+from dltrain.extras import require
+from dltrain.seeds import seed_of
+from dltrain.sweep.journal import Trial
+from dltrain.sweep.space import at_unit, grid_values, text_of
+
+_OWN = ("random", "grid", "sobol")
+_SAMPLING = 6  # beside the purposes of dltrain.seeds, which are those of one training
+_SEED_BITS = 32  # Optuna's seeds are numpy's
+
+
+def num_trials(settings: Sweep) -> int:
+    """Return how many trials a sweep has: as set, but no more than a grid has points."""
+    if settings.sampler != "grid":
+        return settings.trials or DEFAULT_TRIALS
+    size = math.prod(len(grid_values(dimension, "")) for dimension in settings.space.values())
+    return min(size, settings.trials or size)
+
+
+def point(settings: Sweep, seed: int, number: int) -> dict[str, Any]:
+    """Return the values of trial `number`, from 1 on, for a sampler that learns nothing."""
+    space = settings.space
+    if settings.sampler == "grid":
+        return _grid_point(space, number - 1)
+    if settings.sampler == "sobol":
+        engine: Any = SobolEngine(len(space), scramble=True, seed=seed_of(seed, _SAMPLING))  # type: ignore[no-untyped-call]
+        units = engine.draw(number, dtype=torch.float64)[-1].numpy()
+    else:
+        units = np.random.default_rng(seed_of(seed, _SAMPLING, number)).random(len(space))
+    return {key: at_unit(dimension, float(u)) for (key, dimension), u in zip(space.items(), units, strict=True)}
+
+
+def _grid_point(space: dict[str, Dimension], index: int) -> dict[str, Any]:
+    """Return point `index` of the grid; the last setting changes fastest."""
+    values: dict[str, Any] = {}
+    for key, dimension in reversed(space.items()):
+        possible = grid_values(dimension, key)
+        index, at = divmod(index, len(possible))
+        values[key] = possible[at]
+    return {key: values[key] for key in space}
+
+
+class Points:
+    """Chooses the points of a sweep's trials one after the other, and hears how they went."""
+
+    def __init__(self, settings: Sweep, seed: int, higher_is_better: Sequence[bool]) -> None:
+        self._settings, self._seed = settings, seed
+        self._trials: dict[int, Any] = {}
+        self._study: Any = None
+        if settings.sampler not in _OWN or settings.pruner != "none":
+            self._study = _create_study(settings, higher_is_better)
+
+    def ask(self, number: int) -> dict[str, Any]:
+        """Return the values of trial `number`; trials are asked for in order, from 1 on."""
+        settings, study = self._settings, self._study
+        params = point(settings, self._seed, number) if settings.sampler in _OWN else None
+        if study is None:
+            assert params is not None
+            return params
+        study.sampler = _sampler(settings, seed_of(self._seed, _SAMPLING, number) % 2**_SEED_BITS)
+        return self._ask_study(number, params)
+
+    def restore(self, trial: Trial) -> None:
+        """Take over a trial of the journal; those that are still open can be reported and told later."""
+        if self._study is None:
+            return
+        self._study.sampler = _sampler(
+            # Only cmaes keeps what it has learnt in the trials themselves, where it must be learnt again.
+            self._settings if self._settings.sampler == "cmaes" else None,
+            seed_of(self._seed, _SAMPLING, trial.number) % 2**_SEED_BITS,
+        )
+        self._ask_study(trial.number, trial.params)
+        if trial.runs[0].state != "open":
+            for evaluation, value in enumerate(trial.runs[0].reports, 1):
+                self.is_hopeless(trial.number, evaluation, value)
+        if trial.state != "open":
+            self.tell(trial)
+
+    def is_hopeless(self, number: int, evaluation: int, value: float | None) -> bool:
+        """Report the objective at an evaluation, from 1 on; return whether the trial should end there."""
+        if self._study is None or self._settings.pruner == "none" or value is None or not math.isfinite(value):
+            return False
+        trial = self._trials[number]
+        trial.report(value, evaluation)
+        return bool(trial.should_prune())
+
+    def tell(self, trial: Trial) -> None:
+        """Hear how a trial ended. One that diverged counts as a bad one, not as one of which nothing is known."""
+        if self._study is None:
+            return
+        from optuna.trial import TrialState
+
+        states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+        state = TrialState.PRUNED if trial.diverged else states[trial.state]
+        self._study.tell(self._trials[trial.number], trial.values if state == TrialState.COMPLETE else None, state)
+
+    def _ask_study(self, number: int, params: dict[str, Any] | None) -> dict[str, Any]:
+        space = self._settings.space
+        if params is not None:
+            self._study.enqueue_trial({key: _to_study(space[key], value) for key, value in params.items()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is experimental in Optuna
+            trial = self._study.ask({key: _distribution(dimension) for key, dimension in space.items()})
+        self._trials[number] = trial
+        return {key: _from_study(dimension, trial.params[key]) for key, dimension in space.items()}
+
+
+def _create_study(settings: Sweep, higher_is_better: Sequence[bool]) -> Any:
+    optuna = require("optuna", "sweep", f"for sampler {settings.sampler} with pruner {settings.pruner}")
+    if settings.sampler == "cmaes":
+        require("cmaes", "sweep", "for sampler cmaes")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pruners = {
+        "none": optuna.pruners.NopPruner,
+        "median": optuna.pruners.MedianPruner,
+        "asha": optuna.pruners.SuccessiveHalvingPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+    }
+    return optuna.create_study(
+        directions=["maximize" if higher else "minimize" for higher in higher_is_better],
+        pruner=pruners[settings.pruner](),
+        study_name="sweep",  # by which hyperband divides the trials
+    )
+
+
+def _sampler(settings: Sweep | None, seed: int) -> Any:
+    """Return Optuna's sampler; without settings, or for points that are ours, one that is not asked."""
+    import optuna
+
+    samplers = {
+        "tpe": optuna.samplers.TPESampler,
+        "gp": optuna.samplers.GPSampler,
+        "cmaes": optuna.samplers.CmaEsSampler,
+    }
+    name = settings.sampler if settings is not None else "random"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return samplers.get(name, optuna.samplers.RandomSampler)(seed=seed)
+
+
+def _distribution(dimension: Dimension) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.choice is not None:
+        return CategoricalDistribution(range(len(dimension.choice)))
+    low, high = dimension.bounds
+    log = dimension.kind.startswith("log_")
+    if dimension.kind.endswith("int"):
+        return IntDistribution(int(low), int(high), log=log, step=int(dimension.step or 1))
+    return FloatDistribution(low, high, log=log, step=dimension.step)
+
+
+def _to_study(dimension: Dimension, value: Any) -> Any:
+    """Return a value as the study knows it: of a choice the position."""
+    if dimension.choice is None:
+        return value
+    return [text_of(item) for item in dimension.choice].index(text_of(value))
+
+
+def _from_study(dimension: Dimension, value: Any) -> Any:
+    return value if dimension.choice is None else dimension.choice[value]
