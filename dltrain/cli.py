@@ -262,6 +262,7 @@ def predict(
         raise ConfigError("predict: needs INPUTs, or --generate TEXT for a language model")
     if generate is not None:
         from dltrain import prediction
+        from dltrain.names import printable
 
         text = prediction.generate(
             checkpoint,
@@ -273,7 +274,7 @@ def predict(
             device=device or "auto",
             trusted=trust or [],
         )
-        typer.echo(text)
+        typer.echo(printable(text) if sys.stdout.isatty() else text)
         return
     assert inputs is not None
     from dltrain.console import err_console
@@ -427,6 +428,10 @@ def main() -> None:
         app()
     except DltrainError as error:
         _end(str(error), error.exit_code)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _end(f"the output cannot be written: {error.strerror}", 1)
     except Exception as error:
         if _out_of_memory(error):
             advice = "set train.micro_batch_size (without dropout and BatchNorm the result stays the same)"
@@ -453,7 +458,7 @@ def _prepare_streams() -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    texts = ("can't allocate memory", "out of memory", "Unable to allocate")
+    texts = ("can't allocate memory", "out of memory", "Unable to allocate", "size calculation overflowed")
     return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 

@@ -224,7 +224,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     result = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
         numeric = any(isinstance(row[index], int | float) for row in rows)
-        result.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
+        result.add_column(escape(printable(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         result.add_row(*(escape(number_text(cell) if not isinstance(cell, str) else printable(cell)) for cell in row))
     return result

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dltrain.data.columns import PADDING
 from dltrain.data.tokenizer import NUM_SPECIAL
-from dltrain.errors import ConfigError
+from dltrain.errors import CheckpointError, ConfigError
 
 _WORTH_LEAVING = 0.75
 """Share of the rows below which those that have ended are taken out of the batch, which copies what is cached."""
@@ -80,6 +80,8 @@ def sample(
         if top_k is not None and top_k < scores.shape[1]:
             least = scores.topk(top_k, dim=1).values[:, -1:]
             scores = scores.masked_fill(scores < least, -math.inf)
+        if not scores.isfinite().any(1).all():
+            raise CheckpointError("the scores of the model are not finite; are its weights?")
         return torch.multinomial((scores / temperature).softmax(1), 1, generator=rng).squeeze(1)
 
     return _extend(model, (), prompts, draw, end, max_new_tokens)

@@ -138,7 +138,7 @@ def _folder_of(checkpoint: Checkpoint, path: Path) -> str:
     meta = checkpoint.meta
     data = str(meta["config"]["data"].get("path", "."))
     from_run = os.path.relpath(path.parent.parent / str(meta.get("folder_from_run", ".")))
-    found = [folder for folder in (str(meta["folder"]), from_run) if Path(folder, data).exists()]
+    found = [folder for folder in (str(meta["folder"]), from_run) if os.path.exists(os.path.join(folder, data))]
     return found[0] if found else str(meta["folder"])
 
 

@@ -19,6 +19,7 @@ from dltrain.data.tokenizer import END
 from dltrain.device import autocast, open_device
 from dltrain.errors import ConfigError
 from dltrain.generation import sample
+from dltrain.names import printable
 from dltrain.network import restore_network
 from dltrain.run import finite_or_none
 from dltrain.tasks import LanguageModel, Translation
@@ -135,14 +136,18 @@ def _json_writer(file: IO[str]) -> Callable[[Row], None]:
 
 def _csv_writer(file: IO[str]) -> Callable[[Row], None]:
     writer = csv.writer(file, lineterminator="\n")
-    header_written = False
+    header_written, is_terminal = False, file.isatty()
+
+    def shown(value: Any) -> Any:
+        value = _harmless(value)
+        return printable(value) if is_terminal and isinstance(value, str) else value
 
     def write(row: Row) -> None:
         nonlocal header_written
         if not header_written:
-            writer.writerow([_harmless(name) for name in row])
+            writer.writerow([shown(name) for name in row])
             header_written = True
-        writer.writerow([_harmless(value) for value in row.values()])
+        writer.writerow([shown(value) for value in row.values()])
 
     return write
 

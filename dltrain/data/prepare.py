@@ -281,7 +281,7 @@ def _read_split_files(builder: Builder, source: Any) -> dict[str, Samples]:
         if not isinstance(given, str):
             continue
         path, place = Path(file.folder, given), file.place("split", name)
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises an error for names that are too long
             raise ConfigError(f"{place}: there is no file or folder '{path}'; paths are relative to the config file")
         other = taken.setdefault(os.path.realpath(path), f"split.{name}")
         if other != f"split.{name}":

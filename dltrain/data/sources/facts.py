@@ -56,7 +56,7 @@ def _is_task(task: Facts, source: Facts) -> bool:
         return all(_are_numbers(task.get(key), len(names)) for key in ("mean", "std"))
     vocab_sizes = {"language_model": "vocab_size", "translation": "target_vocab_size"}
     num_outputs = source.get(vocab_sizes.get(str(kind), ""))
-    if not _is_count(num_outputs) or task.get("num_outputs") != num_outputs:
+    if not _is_count(num_outputs) or task.get("num_outputs") != num_outputs or type(task["num_outputs"]) is not int:
         return False
     beam_size, penalty = task.get("beam_size", 1), task.get("length_penalty", 1.0)
     return kind == "language_model" or (_is_count(beam_size) and 1 <= beam_size <= 1000 and _is_number(penalty))
@@ -97,6 +97,7 @@ def _check_pairs(state: Facts, shapes: Sequence[list[int]]) -> None:
     _check_text(state, shapes)
     target = state.get("target_tokenizer")
     _require("input_shapes", len(shapes) == 2)
+    _require("source.target_tokenizer", "target_tokenizer" in state)
     _require("source.shared_vocabulary", state.get("shared_vocabulary") is (target is None))
     _check_tokenizer(target or state["tokenizer"], state.get("target_vocab_size"), "source.target_tokenizer")
 

@@ -1,0 +1,183 @@
+"""Disks that are full or read-only, a run directory in two hands, and a save that does not end: no state is lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dltrain import checkpoint as checkpoints
+from dltrain.errors import CheckpointError, DltrainError, Stopped
+from dltrain.train import fit
+from tests.small_runs import (
+    StopAt,
+    command,
+    fit_with_stops,
+    in_child,
+    newest_run,
+    result_of,
+    rows_of,
+    small_config,
+    write_config,
+)
+
+pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+
+
+def in_namespace(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell script that may mount; skip where the kernel lets no one but root do so."""
+    allowed = shutil.which("unshare") and subprocess.run(
+        ["unshare", "-rm", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True
+    )
+    if not allowed or allowed.returncode:
+        pytest.skip("this system has no user namespaces, or forbids to mount in them")
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+def fit_command(*arguments: str) -> str:
+    return " ".join(command("fit", "small.yaml", "--quiet", *arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.fault(32)
+def test_a_disk_that_fills_up_ends_the_run_and_keeps_its_last_checkpoint(tmp_path: Path) -> None:
+    """The first checkpoint fits on the disk, the second does not."""
+    write_config(tmp_path, {"model": {"hidden": [2000]}, "train": {"checkpoint_every": "4 steps"}})
+    disk = "mkdir disk && mount -t tmpfs -o size=340k tmpfs disk"
+    result = in_namespace(f"{disk} && {fit_command('--out', 'disk')}; echo $?; cp -r disk copy", tmp_path)
+    assert result.stdout.splitlines()[-1] == "5", result.stderr
+    assert "cannot be written" in result.stderr
+    assert "MiB free" in result.stderr
+    assert "Traceback" not in result.stderr
+    kept = list((tmp_path / "copy" / "small" / "1" / "checkpoints").iterdir())
+    assert not [path for path in kept if path.name.endswith(".tmp")]
+    for path in kept:
+        assert checkpoints.load(path).meta["step"] >= 1
+
+
+@pytest.mark.fault(32)
+def test_a_run_that_a_full_disk_ended_goes_on_with_more_room(tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"model": {"hidden": [500]}})
+    whole = fit_with_stops(file, tmp_path / "whole", ())
+    with pytest.raises(Stopped):
+        fit(file, root=tmp_path / "runs", progress=StopAt(5))
+    run = newest_run(tmp_path / "runs")
+
+    def resume_with_little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        with pytest.raises(CheckpointError, match=r"safetensors: cannot be written: .*MiB free"):
+            fit(file, resume=run)
+
+    assert in_child(resume_with_little_room) == 0
+    assert checkpoints.load(run / "checkpoints" / checkpoints.LAST).meta["step"] == 5
+    fit(file, resume=run)
+    assert result_of(run) == result_of(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.fault(33)
+def test_a_read_only_folder_is_said_before_training(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    fit(small_config(tmp_path, {"train": {"duration": "1 epochs"}}), root=tmp_path / "runs")
+    mount = "mount --bind runs runs && mount -o remount,bind,ro runs"
+    result = in_namespace(f"{mount} && {fit_command()}; echo $?", tmp_path)
+    assert (result.stdout, result.stderr) == (
+        "2\n",
+        "--out runs: no run directory can be made there: Read-only file system\n",
+    )
+    result = in_namespace(f"{mount} && {fit_command('--resume', 'runs/small/1')}; echo $?", tmp_path)
+    assert (result.stdout, result.stderr) == (
+        "2\n",
+        "--resume runs/small/1: cannot be written to: Read-only file system\n",
+    )
+
+
+@pytest.mark.fault(43)
+def test_files_of_others_in_the_run_directory_stay(tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"train": {"checkpoint_every": "1 steps"}})
+    with pytest.raises(Stopped):
+        fit(file, root=tmp_path / "runs", progress=StopAt(5))
+    run = newest_run(tmp_path / "runs")
+    others = [run / "notes.txt", run / "checkpoints" / "mine.safetensors", run / "checkpoints" / "step-3.safetensors"]
+    for path in others:
+        path.write_text("mine")
+    fit(file, resume=run)
+    assert [path.read_text() for path in others] == ["mine"] * 3
+    best = checkpoints.load(run / "checkpoints" / checkpoints.BEST).meta["step"]
+    assert best == next(row["step"] for row in reversed(rows_of(run)) if row["best"])
+
+
+@pytest.mark.slow
+@pytest.mark.fault(45)
+def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, {"train": {"duration": "1000000 steps", "checkpoint_every": "1 steps"}})
+    with subprocess.Popen(command("fit", "small.yaml", "--quiet"), cwd=tmp_path, stderr=subprocess.PIPE) as first:
+        try:
+            last, deadline = (
+                tmp_path / "runs" / "small" / "1" / "checkpoints" / "last.safetensors",
+                time.monotonic() + 60,
+            )
+            while not last.exists() and time.monotonic() < deadline and first.poll() is None:
+                time.sleep(0.02)
+            resume = command("fit", "--resume", "runs/small/1", "--quiet")
+            second = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        finally:
+            first.kill()
+    assert second.returncode == 2
+    assert second.stderr == "--resume runs/small/1: another process is at work in this run directory\n"
+
+
+@pytest.mark.fault(47)
+def test_a_save_that_never_ends_is_left_by_a_second_ctrl_c(tmp_path: Path) -> None:
+    """As on a file server that does not answer: the third fsync hangs."""
+    file = small_config(tmp_path, {"train": {"checkpoint_every": "1 steps"}})
+
+    def hang() -> None:
+        calls, fsync = 0, os.fsync
+
+        def hanging_fsync(descriptor: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 7:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+                threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+                time.sleep(60)
+            fsync(descriptor)
+
+        os.fsync = hanging_fsync
+        with pytest.raises(KeyboardInterrupt):
+            fit(file, root=tmp_path / "runs")
+
+    began = time.monotonic()
+    assert in_child(hang) == 0
+    assert time.monotonic() - began < 30
+    run = newest_run(tmp_path / "runs")
+    assert checkpoints.load(run / "checkpoints" / checkpoints.LAST).meta["step"] >= 1
+    whole = fit_with_stops(file, tmp_path / "whole", ())
+    fit(file, resume=run)
+    assert result_of(run) == result_of(whole)
+    assert not list(run.rglob("*.tmp"))
+
+
+@pytest.mark.fault(35, 62)
+def test_a_swapped_tensor_of_the_same_form_is_noticed(tmp_path: Path) -> None:
+    """Two runs that differ in nothing but their seed: the weights of one under the metadata of the other."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    runs = [Path(fit(small_config(tmp_path, {"seed": seed}), root=tmp_path / "runs")["run"]) for seed in (0, 1)]
+    ours, theirs = (run / "checkpoints" / checkpoints.BEST for run in runs)
+    with safe_open(ours, framework="pt") as file:
+        header = file.metadata()
+    save_file(load_file(theirs), ours, metadata=header)
+    with pytest.raises(DltrainError, match="is damaged: its SHA-256 does not fit its contents"):
+        checkpoints.load(ours)
