@@ -207,3 +207,11 @@ def test_metrics_of_a_run_are_json():
     run = run_of(config("pairs"))
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=lambda constant: pytest.fail(constant))
+
+
+def test_samples_that_are_left_out_are_counted_in_the_metrics():
+    text = Path("pairs.csv").read_text(encoding="utf-8")
+    Path("pairs.csv").write_text(text + "one,\n,deux\n", encoding="utf-8")
+    data = {**DATA["pairs"]["data"], "on_bad_sample": "skip"}
+    rows = rows_of(run_of(config("pairs", data=data)))
+    assert [row["skipped_samples"] for row in rows] == [2, 2]

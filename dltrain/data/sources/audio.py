@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import Samples
-from dltrain.data.sources.audio_decoding import bad_files, decode, decode_all
+from dltrain.data.sources.audio_decoding import decode, decode_all
+from dltrain.data.sources.bad_samples import bad_samples
 from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.sources.labelled_files import FileKind, LabelledFiles, list_csv, list_folder, list_inputs
 from dltrain.data.spectrogram import LogMel
@@ -32,6 +33,8 @@ MAX_PADDED_BYTES = 2**30
 MAX_PADDING = 4
 """Training samples that are padded to the longest are refused where they would take more than so many bytes, and
 more than so many times those of the sounds themselves."""
+
+_UNREADABLE = "sounds cannot be read"
 
 
 class Audio:
@@ -104,7 +107,7 @@ class Audio:
         files = self._list(self.path if path is None else path)
         inputs, good, problems = self._decode(files.paths, files.places.__getitem__)
         if problems and (self.on_bad_sample == "error" or not good):
-            raise bad_files(problems, len(files.paths))
+            raise bad_samples(problems, len(files.paths), _UNREADABLE)
         self._note_skipped(problems, len(files.paths))
         return Samples(
             inputs=inputs,
@@ -154,7 +157,7 @@ class Audio:
         while block := list(islice(files, BLOCK_SOUNDS)):
             inputs, _, problems = self._decode(block, block.__getitem__)
             if problems:
-                raise bad_files(problems, len(block))
+                raise bad_samples(problems, len(block), _UNREADABLE)
             yield Samples(inputs, None, block.__getitem__, _take)
 
     def files(self, path: str | None = None) -> list[tuple[str, str]]:

@@ -10,11 +10,11 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from dltrain.data.storage import progress
 from dltrain.errors import DataError
 from dltrain.extras import require
 
@@ -22,7 +22,6 @@ FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "C
 """Of libsndfile's; a fixed list, since some others take any file for a sound or need to be told how to read it."""
 MAX_SAMPLES = 2**28
 """In one sound, read or converted: 1 GiB, 4.7 hours at 16 kHz."""
-MAX_NAMED = 10
 _BLOCK_SAMPLES = 2**20  # of all channels, so that many channels do not multiply the memory
 _TASK_FILES = 16  # a thread takes as many at once; one by one, short sounds spend their time on changing threads
 _CUT = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -39,15 +38,13 @@ def decode_all(paths: Sequence[str], decode_one: Callable[[str], T]) -> list[T |
     def attempt(start: int) -> list[T | DataError]:
         return [_result_or_error(path, decode_one) for path in paths[start : start + _TASK_FILES]]
 
-    with ThreadPoolExecutor(_num_cores()) as pool:  # soundfile, soxr and torch release the GIL
-        return list(chain.from_iterable(pool.map(attempt, range(0, len(paths), _TASK_FILES))))
-
-
-def bad_files(problems: Sequence[str], num_files: int) -> DataError:
-    """Return one error for all `problems`, each "place: reason": their number, and the first ten."""
-    more = f"\nand {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-    head = f"{len(problems)} of {num_files} sounds cannot be read:\n" if len(problems) > 1 else ""
-    return DataError(head + "\n".join(problems[:MAX_NAMED]) + more)
+    # Threads: soundfile, soxr and torch release the GIL.
+    with ThreadPoolExecutor(_num_cores()) as pool, progress(len(paths), "sounds") as advance:
+        results = []
+        for block in pool.map(attempt, range(0, len(paths), _TASK_FILES)):
+            results += block
+            advance(len(block))
+        return results
 
 
 def decode(path: str, sample_rate: int, seconds: float | None, align: str) -> tuple[np.ndarray, bool]:

@@ -19,7 +19,6 @@ from dltrain.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """Of Pillow's; a fixed list, since some others start programs (EPS calls Ghostscript)."""
-MAX_NAMED = 10
 _TASK_IMAGES = 32  # a thread takes as many at once; one by one, small files spend their time on changing threads
 
 
@@ -124,13 +123,6 @@ class _Decoding:
         for rows in blocks_of_rows(self.pixels):
             self.pixels[rows] = grey[rows]
         self.needs_colour = False
-
-
-def unreadable(problems: Sequence[str], num_images: int) -> DataError:
-    """Return one error for all `problems`, each "place: reason": their number, and the first ten."""
-    more = f"\nand {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-    head = f"{len(problems)} of {num_images} images cannot be read:\n" if len(problems) > 1 else ""
-    return DataError(head + "\n".join(problems[:MAX_NAMED]) + more)
 
 
 def decode(path: str, size: tuple[int, int] | None, resize: str) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import Samples
+from dltrain.data.sources.bad_samples import bad_samples
 from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.sources.labelled_files import FileKind, LabelledFiles, list_csv, list_folder, list_inputs
 from dltrain.data.sources.scaling import image_statistics
@@ -145,11 +146,9 @@ class Images:
         trained_size: Sequence[int] | None = None,
     ) -> None:
         """Raise DataError for images that cannot be read, or note that they are left out; and for another size."""
-        from dltrain.data.sources.image_decoding import unreadable
-
         problems = [f"{place(index)}: {reason}" for index, reason in sorted(decoded.problems.items())]
         if problems and (on_bad_sample == "error" or len(problems) == num_images):
-            raise unreadable(problems, num_images)
+            raise bad_samples(problems, num_images, "images cannot be read")
         if decoded.other_sizes:
             index, size = min(decoded.other_sizes.items())
             raise _other_size(place(index), size, trained_size, decoded.pixels.shape[2:])

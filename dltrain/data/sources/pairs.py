@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import IGNORED, Ragged, Samples
+from dltrain.data.sources.bad_samples import bad_samples
 from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.sources.table_files import TableFile, no_such_column
 from dltrain.data.sources.utf8_files import read_utf8
@@ -26,8 +27,6 @@ from dltrain.data.tokenizer import BEGIN, END, Tokenizer, check_vocab_size
 from dltrain.errors import ConfigError, DataError
 
 BLOCK_TEXTS = 8192
-MAX_NAMED = 10
-"""Bad samples that one error names."""
 _TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 
 
@@ -134,7 +133,7 @@ class Pairs:
         sides = _token_ids(samples, state)
         problems = _too_long(sides, state["max_length"])
         if problems:
-            raise _bad_samples(samples, problems)
+            raise _bad_pairs(samples, problems)
         (source, lengths), *others = sides
         values, starts = _framed(source, lengths, begin=False)
         columns = [Ragged(values, starts, lengths + 1)]
@@ -160,7 +159,7 @@ class Pairs:
             samples = Samples(inputs=texts, targets=None, place=sides.place, take_inputs=_take)
             empty = {i: "the text is empty" for i, text in enumerate(texts) if not text}
             if empty:
-                raise _bad_samples(samples, empty)
+                raise _bad_pairs(samples, empty)
             for start in range(0, len(texts), BLOCK_TEXTS):
                 yield samples.take(np.arange(start, min(start + BLOCK_TEXTS, len(texts))))
 
@@ -188,7 +187,7 @@ class Pairs:
         if not problems:
             return samples
         if self.on_bad_sample == "error" or len(problems) == len(samples):
-            raise _bad_samples(samples, problems)
+            raise _bad_pairs(samples, problems)
         self.num_skipped += len(problems)
         first, reason = next(iter(problems.items()))
         left_out = f"{len(problems):,} of {len(samples):,} pairs were left out"
@@ -295,14 +294,9 @@ def _framed(ids: Tensor, lengths: Tensor, begin: bool) -> tuple[Tensor, Tensor]:
     return values, starts
 
 
-def _bad_samples(samples: Samples, problems: dict[int, str]) -> DataError:
-    """Return one error for all problems: their number, and the first of them, each with its place."""
-    named = [f"{samples.place(i)}: {reason}" for i, reason in list(problems.items())[:MAX_NAMED]]
-    if len(problems) == 1:
-        return DataError(named[0])
-    more = [f"and {len(problems) - MAX_NAMED:,} more"] if len(problems) > MAX_NAMED else []
-    what = "texts" if samples.targets is None else "pairs"
-    return DataError("\n".join([f"{len(problems):,} of {len(samples):,} {what} are bad:", *named, *more]))
+def _bad_pairs(samples: Samples, problems: dict[int, str]) -> DataError:
+    named = [f"{samples.place(i)}: {reason}" for i, reason in problems.items()]
+    return bad_samples(named, len(samples), f"{'texts' if samples.targets is None else 'pairs'} are bad")
 
 
 def _array(texts: list[str]) -> np.ndarray:

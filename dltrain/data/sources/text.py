@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import Ragged, Samples
+from dltrain.data.sources.bad_samples import bad_samples
 from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.sources.labelled_files import list_folder
 from dltrain.data.sources.text_files import (
@@ -26,7 +27,6 @@ from dltrain.data.tokenizer import Tokenizer, check_vocab_size
 from dltrain.errors import ConfigError, DataError
 
 BLOCK_TEXTS = 8192
-MAX_NAMED = 10
 """Bad texts that one error names."""
 
 
@@ -93,7 +93,7 @@ class Text:
             return samples
         problems = [*found.problems.values()]
         if self.on_bad_sample == "error" or len(problems) == len(samples):
-            raise _bad_texts(problems, len(samples))
+            raise bad_samples(problems, len(samples), "texts cannot be used")
         self.num_skipped += len(problems)
         left_out = f"{len(problems):,} of {len(samples):,} texts were left out"
         self._notes.append(f"{left_out}; the first: {problems[0]}")
@@ -171,12 +171,6 @@ def _first_tokens(ids: Tensor, lengths: Tensor, max_length: int) -> Tensor:
     starts = lengths.cumsum(0) - lengths
     positions = torch.arange(len(ids)) - starts.repeat_interleave(lengths)
     return ids[positions < max_length]
-
-
-def _bad_texts(problems: Sequence[str], num_texts: int) -> DataError:
-    more = f"\nand {len(problems) - MAX_NAMED:,} more" if len(problems) > MAX_NAMED else ""
-    head = f"{len(problems):,} of {num_texts:,} texts cannot be used:\n" if len(problems) > 1 else ""
-    return DataError(head + "\n".join(problems[:MAX_NAMED]) + more)
 
 
 def _take(texts: pa.ChunkedArray, indices: np.ndarray) -> pa.ChunkedArray:
