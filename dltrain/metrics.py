@@ -40,6 +40,7 @@ PRIMARY: dict[str, str] = {
 
 # Reducing each batch of 64 costs more than the forward pass of a small model.
 _PENDING_SAMPLES = 4096
+_PENDING_NUMBERS = 2**20
 _LARGEST_EXPONENT = 700.0
 """Of which a float64 still holds the exponential."""
 
@@ -63,25 +64,34 @@ class Kind(Protocol):
 class Metrics:
     """The metrics of one kind over all samples since the last `reset`.
 
-    `update` only remembers its tensors, which must not be written to afterwards; they are summed when thousands of
-    samples pend. Those of sequences are large, and summed at once.
+    `update` copies its tensors to the end of others that pend, and sums when thousands of samples do; those of sequences
+    are large, and summed at once. It keeps no tensor: a small one that outlives a step in memory that was just freed
+    leaves a hole too small for the next large one, and the process grows with every step (benchmarks/LOG.md).
     """
 
     def __init__(self, kind: Kind, device: torch.device | str = "cpu") -> None:
         self._kind = kind
         self._sums = kind.zeros().to(device)
-        self._forget_pending()
+        self._pending: tuple[Tensor, Tensor] | None = None
+        self._num_pending = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
-        if output.ndim == 3:
+        capacity = max(1, min(_PENDING_SAMPLES, _PENDING_NUMBERS // max(1, output[0].numel())))
+        if output.ndim == 3 or len(target) > capacity:
             self._kind.add(self._sums, output.detach(), target)
             return
-        self._outputs.append(output.detach())
-        self._targets.append(target)
-        self._num_pending += len(target)
-        if self._num_pending >= _PENDING_SAMPLES:
+        if self._pending is None:
+            self._pending = (
+                output.new_empty(capacity, *output.shape[1:]),
+                target.new_empty(capacity, *target.shape[1:]),
+            )
+        if self._num_pending + len(target) > capacity:
             self._reduce()
+        rows = slice(self._num_pending, self._num_pending + len(target))
+        for pending, tensor in zip(self._pending, (output.detach(), target), strict=True):
+            pending[rows] = tensor
+        self._num_pending += len(target)
 
     @property
     def state(self) -> Tensor:
@@ -91,12 +101,12 @@ class Metrics:
 
     def load(self, state: Tensor) -> None:
         """Put `state` in the place of all that has been summed."""
-        self._forget_pending()
+        self._num_pending = 0
         self._sums.copy_(state)
 
     def reset(self) -> None:
         """Forget all samples."""
-        self._forget_pending()
+        self._num_pending = 0
         self._sums.zero_()
 
     def compute(self) -> dict[str, float]:
@@ -108,13 +118,9 @@ class Metrics:
         return self._kind.report(self.state.cpu())
 
     def _reduce(self) -> None:
-        if self._num_pending:
-            self._kind.add(self._sums, torch.cat(self._outputs), torch.cat(self._targets))
-            self._forget_pending()
-
-    def _forget_pending(self) -> None:
-        self._outputs: list[Tensor] = []
-        self._targets: list[Tensor] = []
+        if self._num_pending and self._pending is not None:
+            output, target = (pending[: self._num_pending] for pending in self._pending)
+            self._kind.add(self._sums, output, target)
         self._num_pending = 0
 
 

@@ -158,7 +158,7 @@ def test_gradients_are_not_kept() -> None:
     kept = Metrics(ConfusionMatrix(2))
     output = torch.zeros(3, 2, requires_grad=True) * 1
     kept.update(output, torch.zeros(3, dtype=torch.int64))
-    assert not kept._outputs[0].requires_grad
+    assert not kept._pending[0].requires_grad
 
 
 def test_a_class_that_never_occurs_has_no_scores_and_is_left_out() -> None:
