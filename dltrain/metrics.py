@@ -64,9 +64,9 @@ class Kind(Protocol):
 class Metrics:
     """The metrics of one kind over all samples since the last `reset`.
 
-    `update` copies its tensors to the end of others that pend, and sums when thousands of samples do; those of sequences
-    are large, and summed at once. It keeps no tensor: a small one that outlives a step in memory that was just freed
-    leaves a hole too small for the next large one, and the process grows with every step (benchmarks/LOG.md).
+    `update` copies its tensors to the end of others that pend, and sums when thousands of samples do; those of
+    sequences are large, and summed at once. It keeps no tensor: a small one that outlives a step in memory that was
+    just freed leaves a hole too small for the next large one, and the process grows with every step (benchmarks/LOG.md).
     """
 
     def __init__(self, kind: Kind, device: torch.device | str = "cpu") -> None:
@@ -77,21 +77,17 @@ class Metrics:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
-        capacity = max(1, min(_PENDING_SAMPLES, _PENDING_NUMBERS // max(1, output[0].numel())))
-        if output.ndim == 3 or len(target) > capacity:
+        if self._pending is None:
+            self._pending = _buffers(output, target)
+        (outputs, targets), number = self._pending, len(target)
+        if output.ndim == 3 or number > len(outputs):
             self._kind.add(self._sums, output.detach(), target)
             return
-        if self._pending is None:
-            self._pending = (
-                output.new_empty(capacity, *output.shape[1:]),
-                target.new_empty(capacity, *target.shape[1:]),
-            )
-        if self._num_pending + len(target) > capacity:
+        if self._num_pending + number > len(outputs):
             self._reduce()
-        rows = slice(self._num_pending, self._num_pending + len(target))
-        for pending, tensor in zip(self._pending, (output.detach(), target), strict=True):
-            pending[rows] = tensor
-        self._num_pending += len(target)
+        outputs.narrow(0, self._num_pending, number).copy_(output.detach())
+        targets.narrow(0, self._num_pending, number).copy_(target)
+        self._num_pending += number
 
     @property
     def state(self) -> Tensor:
@@ -122,6 +118,12 @@ class Metrics:
             output, target = (pending[: self._num_pending] for pending in self._pending)
             self._kind.add(self._sums, output, target)
         self._num_pending = 0
+
+
+def _buffers(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return room for thousands of samples like those of `output` and `target`, or for few that are large."""
+    room = max(1, min(_PENDING_SAMPLES, _PENDING_NUMBERS // max(1, output[0].numel())))
+    return output.new_empty(room, *output.shape[1:]), target.new_empty(room, *target.shape[1:])
 
 
 class ConfusionMatrix:
