@@ -66,7 +66,7 @@ class Metrics:
 
     `update` copies its tensors to the end of others that pend, and sums when thousands of samples do; those of
     sequences are large, and summed at once. It keeps no tensor: a small one that outlives a step in memory that was
-    just freed leaves a hole too small for the next large one, and the process grows with every step (benchmarks/LOG.md).
+    just freed leaves a hole too small for the next large one, and the process grows every step (benchmarks/LOG.md).
     """
 
     def __init__(self, kind: Kind, device: torch.device | str = "cpu") -> None:
