@@ -164,8 +164,8 @@ def _config_of_fit(
     assert resume is not None
     if is_locked(resume):
         raise ConfigError(f"--resume {resume}: another process is at work in this run directory")
-    path = checkpoints.find(resume, checkpoints.LAST)
-    return config_of(checkpoints.load(path), str(path), overrides), trust or []
+    path, saved, _ = checkpoints.load_last(resume)
+    return config_of(saved, str(path), overrides), trust or []
 
 
 @app.command()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dltrain import checkpoint as checkpoints
-from dltrain.checkpoint import LAST
+from dltrain.checkpoint import BEST, LAST
 from dltrain.config.schema import optimizers, regularization, schedules
 from dltrain.config.schema.base import type_name
 from dltrain.config.validate import load_config
@@ -28,6 +28,7 @@ from tests.small_runs import (
     StopAt,
     command,
     dltrain,
+    dltrain_here,
     fit_with_stops,
     newest_run,
     required_arguments,
@@ -427,6 +428,20 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(tmp_path: Path
     assert result_of(run) == expected
     assert (run / "checkpoints" / "damaged.safetensors").exists()  # and not in the place of a good one
     assert checkpoints.load(run / "checkpoints" / "previous.safetensors").meta["step"] == 9
+
+
+def test_without_its_config_a_run_goes_on_from_the_one_before_it_too(tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"train": {"checkpoint_every": "3 steps"}})
+    expected = result_of(Path(fit(file, root=tmp_path / "whole")["run"]))
+    with pytest.raises(Stopped):
+        fit(file, root=tmp_path / "runs", progress=StopAt(7))
+    run = newest_run(tmp_path / "runs")
+    damage(run / "checkpoints" / LAST)
+    result = dltrain_here("fit", "--resume", run, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "going on from the one before it, previous.safetensors, at step 6" in result.stderr
+    found = result_of(run)
+    assert {key for key in found if found[key] != expected[key]} <= {f"{LAST}/meta", f"{BEST}/meta"}  # the folder
 
 
 def test_two_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
