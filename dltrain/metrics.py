@@ -77,12 +77,13 @@ class Metrics:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
-        if self._pending is None:
+        if self._pending is None and output.ndim < 3:
             self._pending = _buffers(output, target)
-        (outputs, targets), number = self._pending, len(target)
-        if output.ndim == 3 or number > len(outputs):
+        number = len(target)
+        if self._pending is None or number > len(self._pending[0]):
             self._kind.add(self._sums, output.detach(), target)
             return
+        outputs, targets = self._pending
         if self._num_pending + number > len(outputs):
             self._reduce()
         outputs.narrow(0, self._num_pending, number).copy_(output.detach())

@@ -1,5 +1,7 @@
 """Where arrays lie that are large beside the memory, where the cache is, and how long work shows how far it is.
 
+It is also asked what this process may use of the machine: memory and cores.
+
 A large array lies in a temporary file that is mapped into memory: the system keeps there what is in use and writes
 the rest to the disk. The file has no name, so nothing is left of it however the process ends.
 """
@@ -91,6 +93,11 @@ def memory_bytes() -> int:
     if (free := _sizes_in("/proc/meminfo").get("MemAvailable")) is not None:
         possible.append(free)
     return max(0, min([*possible, *_group_limits()]))
+
+
+def num_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

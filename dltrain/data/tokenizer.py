@@ -7,6 +7,7 @@ Nothing in a text can become a special token. Equal texts in any order give equa
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import unicodedata
@@ -81,25 +82,7 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
         """Return the tokenizer that `to_json` wrote. Raises ValueError for a text that it has not written."""
-        values = json.loads(text)
-        if not isinstance(values, dict) or not isinstance(values.get("lowercase"), bool):
-            raise ValueError("is no tokenizer of dltrain")
-        kind, learned = values.get("kind"), values.get("vocabulary")
-        vocabulary: _Bytes | _Characters | _Learned
-        if kind == "byte":
-            vocabulary = _Bytes()
-        elif kind == "character" and isinstance(learned, str) and learned:
-            vocabulary = _Characters.of(learned)
-        elif kind in ("word", "bpe") and _is_own(learned, kind):
-            try:
-                vocabulary = _Learned(_library().Tokenizer.from_str(json.dumps(learned)))
-            except ConfigError:
-                raise
-            except Exception as error:  # the library raises nothing more special
-                raise ValueError(f"is damaged: {error}") from None
-        else:
-            raise ValueError(f"has a vocabulary that no tokenizer of the kind {kind!r} has")
-        return cls(kind, values["lowercase"], vocabulary)
+        return _parsed(text)
 
     def to_json(self) -> str:
         """Return all that the tokenizer is, as JSON."""
@@ -125,6 +108,30 @@ class Tokenizer:
         Words are joined by spaces.
         """
         return self._vocabulary.decode([int(i) for i in ids if NUM_SPECIAL <= i < self.vocab_size])
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(text: str) -> Tokenizer:
+    """Parse a text once, not for each text that is decoded."""
+    values = json.loads(text)
+    if not isinstance(values, dict) or not isinstance(values.get("lowercase"), bool):
+        raise ValueError("is no tokenizer of dltrain")
+    kind, learned = values.get("kind"), values.get("vocabulary")
+    vocabulary: _Bytes | _Characters | _Learned
+    if kind == "byte":
+        vocabulary = _Bytes()
+    elif kind == "character" and isinstance(learned, str) and learned:
+        vocabulary = _Characters.of(learned)
+    elif kind in ("word", "bpe") and _is_own(learned, kind):
+        try:
+            vocabulary = _Learned(_library().Tokenizer.from_str(json.dumps(learned)))
+        except ConfigError:
+            raise
+        except Exception as error:  # the library raises nothing more special
+            raise ValueError(f"is damaged: {error}") from None
+    else:
+        raise ValueError(f"has a vocabulary that no tokenizer of the kind {kind!r} has")
+    return Tokenizer(kind, values["lowercase"], vocabulary)
 
 
 def check_vocab_size(kind: str, vocab_size: int | None) -> None:

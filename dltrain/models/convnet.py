@@ -41,7 +41,7 @@ class ConvNet(nn.Module):
                 nn.Conv2d(before, after, kernel_size, padding=kernel_size // 2, bias=norm == "none"),
                 layers.norm(norm, after, dims=2),
                 layers.activation(activation),
-                _pool(pool),
+                layers.pool(pool, 2, dims=2),
             )
         head = nn.Linear(channels[-1], out_features)
         mean = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -53,10 +53,3 @@ class ConvNet(nn.Module):
         """Return (B, out_features) for images `x` (B, in_channels, H, W) float."""
         output: Tensor = self.layers(x)
         return output
-
-
-def _pool(name: str) -> nn.Module:
-    """Return 2x2 pooling by maximum ("max") or mean ("avg"), rounding up."""
-    if name not in ("max", "avg"):
-        raise ConfigError(f"pool: {name!r} is unknown; possible: max, avg")
-    return nn.MaxPool2d(2, ceil_mode=True) if name == "max" else nn.AvgPool2d(2, ceil_mode=True)

@@ -47,7 +47,7 @@ class ConvNet1d(nn.Module):
                 nn.Conv1d(before, after, size, stride, padding=size // 2, bias=norm == "none"),
                 layers.norm(norm, after, dims=1),
                 layers.activation(activation),
-                _pool(pool, pool_size),
+                layers.pool(pool, pool_size, dims=1),
             )
         head = nn.Linear(channels[-1], out_features)
         mean = [nn.AdaptiveAvgPool1d(1), nn.Flatten()]
@@ -59,12 +59,3 @@ class ConvNet1d(nn.Module):
         """Return (B, out_features) for series `x` (B, in_channels, T) float."""
         output: Tensor = self.layers(x)
         return output
-
-
-def _pool(name: str, size: int) -> nn.Module:
-    """Return pooling of `size` steps by maximum ("max") or mean ("avg"), rounding up."""
-    if name not in ("max", "avg"):
-        raise ConfigError(f"pool: {name!r} is unknown; possible: max, avg")
-    if size == 1:
-        return nn.Identity()
-    return nn.MaxPool1d(size, ceil_mode=True) if name == "max" else nn.AvgPool1d(size, ceil_mode=True)

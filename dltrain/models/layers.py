@@ -46,6 +46,24 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+def pool(name: str, size: int, dims: int) -> nn.Module:
+    """Return pooling of `size` along each of 1 or 2 `dims` by maximum ("max") or mean ("avg"), rounding up.
+
+    Raises ConfigError for an unknown name.
+    """
+    if name not in ("max", "avg"):
+        raise ConfigError(f"pool: {name!r} is unknown; possible: max, avg")
+    if size == 1:
+        return nn.Identity()
+    kinds: dict[tuple[str, int], type[nn.Module]] = {
+        ("max", 1): nn.MaxPool1d,
+        ("avg", 1): nn.AvgPool1d,
+        ("max", 2): nn.MaxPool2d,
+        ("avg", 2): nn.AvgPool2d,
+    }
+    return kinds[name, dims](size, ceil_mode=True)
+
+
 def norm(name: str, num_features: int, dims: int = 0) -> nn.Module:
     """Return the normalisation `name` for inputs (B, num_features, ...) with `dims` spatial dimensions.
 

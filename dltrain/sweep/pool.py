@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from dltrain.data.storage import num_cores
 from dltrain.sweep.worker import Trainer, run_worker
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -37,7 +38,7 @@ def find_slots(device: str, threads: int | None, number: int | None) -> Slots:
 
     By default as many as there are GPUs, or as the CPU has cores for the `threads` of a training.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     if device != "cpu" and torch.cuda.is_available():
         count = torch.cuda.device_count()
         names = os.environ[_VISIBLE].split(",") if os.environ.get(_VISIBLE) else [str(i) for i in range(count)]

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from dltrain.data.storage import progress
+from dltrain.data.storage import num_cores, progress
 from dltrain.errors import DataError
 from dltrain.extras import require
 
@@ -39,7 +39,7 @@ def decode_all(paths: Sequence[str], decode_one: Callable[[str], T]) -> list[T |
         return [_result_or_error(path, decode_one) for path in paths[start : start + _TASK_FILES]]
 
     # Threads: soundfile, soxr and torch release the GIL.
-    with ThreadPoolExecutor(_num_cores()) as pool, progress(len(paths), "sounds") as advance:
+    with ThreadPoolExecutor(num_cores()) as pool, progress(len(paths), "sounds") as advance:
         results = []
         for block in pool.map(attempt, range(0, len(paths), _TASK_FILES)):
             results += block
@@ -148,7 +148,3 @@ def _resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     if len(converted) == 0:
         raise DataError(f"is too short: {len(samples):,} samples at {rate:,} Hz")
     return converted
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""One error for all samples that are wrong."""
+"""One error for all samples that are wrong, or one note if they are left out."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def bad_samples(problems: Sequence[str], num_all: int, what: str) -> DataError:
     more = [f"and {len(problems) - _MAX_NAMED:,} more"] if len(problems) > _MAX_NAMED else []
     head = f"{len(problems):,} of {num_all:,} {what}:"
     return DataError("\n".join([head, *problems[:_MAX_NAMED], *more]))
+
+
+def left_out(problems: Sequence[str], num_all: int, what: str) -> str:
+    """Return the note that these are left out; `what` says it, such as "texts were left out"."""
+    return f"{len(problems):,} of {num_all:,} {what}; the first: {problems[0]}"

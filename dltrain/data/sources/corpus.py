@@ -6,7 +6,6 @@ blocks, and N counts the blocks.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ class Corpus:
 
         Raises DataError where there are not two tokens.
         """
-        stream = _stream(samples.inputs, _tokenizer(state["tokenizer"]))
+        stream = _stream(samples.inputs, Tokenizer.from_json(state["tokenizer"]))
         num_predicted = len(stream) - 1
         if num_predicted < 1:
             raise DataError(f"{samples.place(0)}: from here on there is not a second token that could be predicted")
@@ -117,14 +116,14 @@ class Corpus:
 
     def encode_prompt(self, text: str, state: dict[str, Any]) -> Tensor:
         """Return (1, T) the ids of the beginning of a text; of none, END, after which texts begin."""
-        ids, _ = _tokenizer(state["tokenizer"]).encode([text])
+        ids, _ = Tokenizer.from_json(state["tokenizer"]).encode([text])
         return (ids if len(ids) else torch.tensor([END])).long().unsqueeze(0)
 
     def decode_target(self, ids: Sequence[int], state: dict[str, Any]) -> str:
         """Return the text of `ids`, up to the end of a file if one is there."""
         ids = list(ids)
         until_end = ids[: ids.index(END)] if END in ids else ids
-        return _tokenizer(state["tokenizer"]).decode(until_end)
+        return Tokenizer.from_json(state["tokenizer"]).decode(until_end)
 
     def read_inputs(self, paths: list[str], state: dict[str, Any]) -> Iterator[Samples]:
         """Raise ConfigError: a text has nothing to predict but how it goes on."""
@@ -183,7 +182,3 @@ def _insert_end(ids: Tensor, after: Tensor) -> Tensor:
     result = torch.full((len(is_end),), END, dtype=ids.dtype)
     result[~is_end] = ids
     return result
-
-
-_tokenizer = functools.lru_cache(maxsize=2)(Tokenizer.from_json)
-"""Parsed once, not for each text that is decoded."""

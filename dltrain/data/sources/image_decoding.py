@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dltrain.data.storage import allocate, blocks_of_rows, progress
+from dltrain.data.storage import allocate, blocks_of_rows, num_cores, progress
 from dltrain.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -50,7 +50,7 @@ def decode_all(
         num_channels: 1 or 3; None for 3 if any image is in colour, else 1.
         expected_size: where `size` is None, the size of the array; None for that of the first image that can be read.
     """
-    with warnings.catch_warnings(), ThreadPoolExecutor(_num_cores()) as pool, progress(len(paths), "images") as advance:
+    with warnings.catch_warnings(), ThreadPoolExecutor(num_cores()) as pool, progress(len(paths), "images") as advance:
         warnings.simplefilter("ignore", UserWarning)  # remarks on EXIF and palettes
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         work = _Decoding(paths, size, resize, grows=num_channels is None)
@@ -204,7 +204,3 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 def _has_grey_palette(image: Image.Image) -> bool:
     colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
     return bool((colours == colours[:, :1]).all())
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import Samples
-from dltrain.data.sources.bad_samples import bad_samples
+from dltrain.data.sources.bad_samples import bad_samples, left_out
 from dltrain.data.sources.fingerprint import fingerprint_files
-from dltrain.data.sources.labelled_files import FileKind, LabelledFiles, list_csv, list_folder, list_inputs
+from dltrain.data.sources.labelled_files import FileKind, LabelledFiles, all_files, list_inputs, list_labelled
 from dltrain.data.sources.scaling import image_statistics
 from dltrain.data.storage import allocate, blocks_of_rows, gather
 from dltrain.errors import ConfigError, DataError
@@ -119,23 +119,21 @@ class Images:
     def files(self, path: str | None = None) -> list[tuple[str, str]]:
         """Return (name, path) of the images that `read(path)` reads, and of the CSV that lists them."""
         path = self.path if path is None else path
-        files = self._list(path)
-        listed_in = [] if os.path.isdir(path) else [(os.path.basename(path), path)]
-        return [*listed_in, *zip(files.names, files.paths, strict=True)]
+        return all_files(path, self._list(path))
 
     def fingerprint(self, path: str | None = None) -> str:
         """Return a hash of the files that `read(path)` reads."""
         return fingerprint_files(self.files(path))
 
     def _list(self, path: str) -> LabelledFiles:
-        if not os.path.isdir(path):
-            if not os.path.isfile(path):
-                raise DataError(f"{path}: no such file or folder")
-            return list_csv(path, self.path_column or "path", self.target or "label", self.split_column)
-        for setting in ("path_column", "target", "split_column"):
-            if path == self.path and getattr(self, setting) is not None:
-                raise ConfigError(f"{setting}: is for a CSV of paths, and {path} is a folder; remove it")
-        return list_folder(path, IMAGES)
+        is_own = path == self.path or os.path.isfile(path)  # a folder of a split has no columns
+        return list_labelled(
+            path,
+            IMAGES,
+            path_column=self.path_column if is_own else None,
+            target=self.target if is_own else None,
+            split_column=self.split_column if is_own else None,
+        )
 
     def _check_readable(
         self,
@@ -154,8 +152,7 @@ class Images:
             raise _other_size(place(index), size, trained_size, decoded.pixels.shape[2:])
         if problems:
             self.num_skipped += len(problems)
-            count = f"{len(problems)} of {num_images} images cannot be read and are left out"
-            self.notes.append(f"{count}; the first: {problems[0]}")
+            self.notes.append(left_out(problems, num_images, "images cannot be read and are left out"))
 
 
 def _other_size(

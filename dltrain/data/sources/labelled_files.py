@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dltrain.data.split import NAMES
-from dltrain.errors import DataError
+from dltrain.errors import ConfigError, DataError
 from dltrain.names import did_you_mean
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -44,6 +44,30 @@ class LabelledFiles:
     targets: np.ndarray
     splits: np.ndarray | None
     target_names: tuple[str, ...] = ()
+
+
+def list_labelled(
+    path: str, kind: FileKind, *, path_column: str | None, target: str | Sequence[str] | None, split_column: str | None
+) -> LabelledFiles:
+    """List the files of a folder as `list_folder` does, or of a CSV of paths as `list_csv` does.
+
+    Columns that are None have their usual names, "path" and "label", or are not there. Raises ConfigError for a
+    column of a folder, and DataError if there is nothing at `path`.
+    """
+    if os.path.isfile(path):
+        return list_csv(path, path_column or "path", target or "label", split_column)
+    if not os.path.isdir(path):
+        raise DataError(f"{path}: no such file or folder")
+    for setting, given in (("path_column", path_column), ("target", target), ("split_column", split_column)):
+        if given is not None:
+            raise ConfigError(f"{setting}: is for a CSV of paths, and {path} is a folder; remove it")
+    return list_folder(path, kind)
+
+
+def all_files(path: str, files: LabelledFiles) -> list[tuple[str, str]]:
+    """Return (name, path) of `files`, and of the CSV at `path` if that lists them."""
+    listed_in = [] if os.path.isdir(path) else [(os.path.basename(path), path)]
+    return [*listed_in, *zip(files.names, files.paths, strict=True)]
 
 
 def list_folder(root: str, kind: FileKind) -> LabelledFiles:

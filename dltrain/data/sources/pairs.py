@@ -5,7 +5,6 @@ Texts are stripped of the spaces around them. Row numbers count data rows from 1
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import IGNORED, Ragged, Samples
-from dltrain.data.sources.bad_samples import bad_samples
+from dltrain.data.sources.bad_samples import bad_samples, left_out
 from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.sources.table_files import TableFile, no_such_column
 from dltrain.data.sources.utf8_files import read_utf8
@@ -126,10 +125,9 @@ class Pairs:
         """Return the source, and where the samples have targets also the decoder's input and the target.
 
         The source ends in END. Of BEGIN y END, the decoder reads all but the last and is to write all but the first:
-        two views of one tensor. Raises DataError for texts that are too long, unless those are skipped; without
-        targets always, as each text needs its answer.
+        two views of one tensor. Raises DataError for texts that are too long, which `usable` leaves out if that is
+        asked for; of texts without targets none is left out, as each needs its answer.
         """
-        samples = self.usable(samples, state)
         sides = _token_ids(samples, state)
         problems = _too_long(sides, state["max_length"])
         if problems:
@@ -146,7 +144,7 @@ class Pairs:
         """Return the text that the `ids` of a target say, up to the first END."""
         ids = list(ids)
         until_end = ids[: ids.index(END)] if END in ids else ids
-        return _tokenizer(state["target_tokenizer"] or state["tokenizer"]).decode(until_end)
+        return Tokenizer.from_json(state["target_tokenizer"] or state["tokenizer"]).decode(until_end)
 
     def read_inputs(self, paths: list[str], state: dict[str, Any]) -> Iterator[Samples]:
         """Yield the texts of files of one text a line, or of tables with the source column, in blocks.
@@ -189,9 +187,7 @@ class Pairs:
         if self.on_bad_sample == "error" or len(problems) == len(samples):
             raise _bad_pairs(samples, problems)
         self.num_skipped += len(problems)
-        first, reason = next(iter(problems.items()))
-        left_out = f"{len(problems):,} of {len(samples):,} pairs were left out"
-        self.notes.append(f"{left_out}; the first: {samples.place(first)}: {reason}")
+        self.notes.append(left_out(_named(samples, problems), len(samples), "pairs were left out"))
         return samples.take(np.delete(np.arange(len(samples)), [*problems]))
 
 
@@ -268,7 +264,7 @@ def _token_ids(samples: Samples, state: dict[str, Any]) -> list[tuple[Tensor, Te
     sides = [(samples.inputs, state["tokenizer"])]
     if samples.targets is not None:
         sides.append((samples.targets, state["target_tokenizer"] or state["tokenizer"]))
-    return [_tokenizer(tokenizer).encode(texts.tolist()) for texts, tokenizer in sides]
+    return [Tokenizer.from_json(tokenizer).encode(texts.tolist()) for texts, tokenizer in sides]
 
 
 def _too_long(sides: list[tuple[Tensor, Tensor]], max_length: int) -> dict[int, str]:
@@ -294,9 +290,13 @@ def _framed(ids: Tensor, lengths: Tensor, begin: bool) -> tuple[Tensor, Tensor]:
     return values, starts
 
 
+def _named(samples: Samples, problems: dict[int, str]) -> list[str]:
+    return [f"{samples.place(i)}: {reason}" for i, reason in problems.items()]
+
+
 def _bad_pairs(samples: Samples, problems: dict[int, str]) -> DataError:
-    named = [f"{samples.place(i)}: {reason}" for i, reason in problems.items()]
-    return bad_samples(named, len(samples), f"{'texts' if samples.targets is None else 'pairs'} are bad")
+    what = "texts" if samples.targets is None else "pairs"
+    return bad_samples(_named(samples, problems), len(samples), f"{what} are bad")
 
 
 def _array(texts: list[str]) -> np.ndarray:
@@ -308,7 +308,3 @@ def _array(texts: list[str]) -> np.ndarray:
 
 def _take(texts: np.ndarray, indices: np.ndarray) -> Any:
     return texts[indices]
-
-
-_tokenizer = functools.lru_cache(maxsize=2)(Tokenizer.from_json)
-"""Parsed once, not for each text that is decoded."""

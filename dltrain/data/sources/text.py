@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import Ragged, Samples
-from dltrain.data.sources.bad_samples import bad_samples
+from dltrain.data.sources.bad_samples import bad_samples, left_out
 from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.sources.labelled_files import list_folder
 from dltrain.data.sources.text_files import (
@@ -27,7 +27,6 @@ from dltrain.data.tokenizer import Tokenizer, check_vocab_size
 from dltrain.errors import ConfigError, DataError
 
 BLOCK_TEXTS = 8192
-"""Bad texts that one error names."""
 
 
 class Text:
@@ -95,8 +94,7 @@ class Text:
         if self.on_bad_sample == "error" or len(problems) == len(samples):
             raise bad_samples(problems, len(samples), "texts cannot be used")
         self.num_skipped += len(problems)
-        left_out = f"{len(problems):,} of {len(samples):,} texts were left out"
-        self._notes.append(f"{left_out}; the first: {problems[0]}")
+        self._notes.append(left_out(problems, len(samples), "texts were left out"))
         return samples.take(np.delete(np.arange(len(samples)), [*found.problems]))
 
     def fit(self, samples: Samples) -> dict[str, Any]:
