@@ -19,7 +19,7 @@ from dltrain.errors import ConfigError, TrainingError
 
 _METRICS = "metrics.jsonl"
 _LOCK = ".lock"
-_LOCK_ATTEMPTS = 11
+_LOCK_PATIENCE_S = 0.1
 _LOCK_PAUSE_S = 0.01
 
 
@@ -34,15 +34,7 @@ class Run:
     def create(cls, root: Path, name: str) -> Run:
         """Make and lock the next free `root/name/n`, n = 1, 2, .... Raises ConfigError if the disk refuses."""
         try:
-            (root / name).mkdir(parents=True, exist_ok=True)
-            number = 1 + max((int(entry) for entry in os.listdir(root / name) if entry.isdecimal()), default=0)
-            while True:
-                try:
-                    (root / name / str(number)).mkdir()
-                    break
-                except FileExistsError:
-                    number += 1
-            folder = root / name / str(number)
+            folder = make_numbered(root / name)
             (folder / "checkpoints").mkdir()
             return cls(folder, _lock(folder))
         except OSError as error:
@@ -110,6 +102,17 @@ class Run:
             os.replace(temporary, path)
 
 
+def make_numbered(parent: Path) -> Path:
+    """Make and return the next free folder `parent`/n, n = 1, 2, ..., whoever else does the same at this moment."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(entry) for entry in os.listdir(parent) if entry.isdecimal()), default=0)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            (parent / str(number)).mkdir()
+            return parent / str(number)
+        number += 1
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Raise TrainingError where the disk refuses what the block writes to `path`; checkpoints stay as they are."""
@@ -121,14 +124,22 @@ def writing(path: Path) -> Iterator[Path]:
 
 def _lock(folder: Path) -> IO[str]:
     file = (folder / _LOCK).open("a", encoding="utf-8")
-    for attempt in range(_LOCK_ATTEMPTS):
-        if attempt:
-            time.sleep(_LOCK_PAUSE_S)  # `is_locked` of another process may hold it for a moment
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
+    if take_lock(file, _LOCK_PATIENCE_S):  # `is_locked` of another process may hold it for a moment
+        return file
     file.close()
     raise ConfigError(f"{folder}: another process is at work in this run directory")
+
+
+def take_lock(file: IO[Any], patience_s: float) -> bool:
+    """Lock an open file for this process, waiting for as long for another that holds it; return whether it worked."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOCK_PAUSE_S)
 
 
 def is_locked(folder: Path) -> bool:

@@ -6,7 +6,6 @@ run directories of all trainings in `<name>/<n>`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from dltrain import __version__
 from dltrain.config.reader import override, read_text
 from dltrain.config.validate import ConfigFile, validate
 from dltrain.errors import ConfigError, DataError
+from dltrain.run import make_numbered
 from dltrain.sweep.journal import EVENTS, FORMAT_VERSION, Journal
 from dltrain.sweep.space import SPACE
 
@@ -26,16 +26,8 @@ MAY_CHANGE = ("trials", "time", "slots", "retries", "same_errors")
 
 def create(root: Path, file: ConfigFile) -> Journal:
     """Make the folder `root`/name-sweep/n with the config as it is written, and begin the journal."""
-    parent = root / f"{file.name}-sweep"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(entry) for entry in os.listdir(parent) if entry.isdecimal()), default=0)
-        while True:
-            with contextlib.suppress(FileExistsError):
-                (parent / str(number)).mkdir()
-                break
-            number += 1
-        folder = parent / str(number)
+        folder = make_numbered(root / f"{file.name}-sweep")
         (folder / CONFIG).write_text(file.text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {root}: no folder for the sweep can be made there: {error.strerror}") from None

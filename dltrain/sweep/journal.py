@@ -6,22 +6,20 @@ disk before what it says counts. A torn last line is one that never was.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
 import os
 import statistics
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dltrain.errors import ConfigError, DataError, TrainingError
+from dltrain.run import take_lock
 
 EVENTS = "trials.jsonl"
 FORMAT_VERSION = 1
-_LOCK_ATTEMPTS, _LOCK_PAUSE_S = 20, 0.05
+_LOCK_PATIENCE_S = 1.0
 
 
 @dataclass
@@ -94,7 +92,7 @@ class Journal:
         """Open the journal in `folder`, new or not. Raises ConfigError if another process is at work there."""
         self.path = folder / EVENTS
         self._file = open(self.path, "a+b")  # noqa: SIM115 (closed by `close`)
-        if not self._is_locked_now():
+        if not take_lock(self._file, _LOCK_PATIENCE_S):  # workers of a coordinator that was just killed hold it, too
             self._file.close()
             raise ConfigError(f"{folder}: another process is at work in this sweep")
         self.events = self._read()
@@ -111,16 +109,6 @@ class Journal:
     def close(self) -> None:
         """Let go of the lock."""
         self._file.close()
-
-    def _is_locked_now(self) -> bool:
-        """Lock the file; wait a little for the workers of a coordinator that was just killed, who hold it, too."""
-        for attempt in range(_LOCK_ATTEMPTS):
-            if attempt:
-                time.sleep(_LOCK_PAUSE_S)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-        return False
 
     def _read(self) -> list[dict[str, Any]]:
         """Return the events, and cut off a torn last line."""

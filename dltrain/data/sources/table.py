@@ -26,6 +26,7 @@ from dltrain.data.sources.table_cells import (
     guess_kind,
     is_number,
     to_numbers,
+    to_split_names,
     to_text,
 )
 from dltrain.data.sources.table_features import (
@@ -40,7 +41,6 @@ from dltrain.data.sources.table_features import (
     missing_value,
 )
 from dltrain.data.sources.table_files import NAMELESS, TableFile, no_such_column
-from dltrain.data.split import NAMES
 from dltrain.data.storage import allocate
 from dltrain.errors import ConfigError, DataError
 
@@ -108,7 +108,7 @@ class Table:
         place = _row_place(file.name, rows)
         splits = None
         if self.split_column is not None and self.split_column in table.column_names:
-            splits = _split_names(self.split_column, table[self.split_column], place)
+            splits = to_split_names(self.split_column, table[self.split_column], cell_place(place, self.split_column))
         not_inputs = [*self.targets, *([] if splits is None else [self.split_column])]
         return Samples(
             inputs=table.drop_columns(not_inputs),
@@ -300,15 +300,3 @@ def _booleans_as_numbers(name: str, column: pa.ChunkedArray, place: Place) -> pa
     if pc.all(pc.is_in(text, value_set=pa.array(["true", "false"]))).as_py():
         return pc.cast(pc.equal(text, "true"), pa.int64())
     return column
-
-
-def _split_names(name: str, column: pa.ChunkedArray, place: Callable[[int], str]) -> np.ndarray:
-    """Return (N,) of "train", "val" and "test". Raises DataError at anything else."""
-    at = cell_place(place, name)
-    text = to_text(name, column, at).fill_null("")
-    known = pc.is_in(text, value_set=pa.array(NAMES)).to_numpy()
-    if not known.all():
-        row_index = int(known.argmin())
-        value = text[row_index].as_py()
-        raise DataError(f"{at(row_index)}: {value!r} is none of {', '.join(NAMES)}")
-    return np.asarray(text.to_pylist(), np.str_)

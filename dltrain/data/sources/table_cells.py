@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dltrain.data.sources.table_files import NAMELESS, first_misfit
+from dltrain.data.split import NAMES
 from dltrain.errors import DataError
 
 Kind = Literal["numeric", "category", "date", "ignore"]
@@ -125,6 +126,17 @@ def to_text(name: str, column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray
     raise DataError(
         f"{place(0)}: is of type {kind}, of which no feature can be made; leave it out with {_set(name, 'ignore')}"
     )
+
+
+def to_split_names(name: str, column: pa.ChunkedArray, place: Place) -> np.ndarray:
+    """Return (N,) of "train", "val" and "test". Raises DataError at anything else."""
+    text = to_text(name, column, place).fill_null("")
+    known = pc.is_in(text, value_set=pa.array(NAMES)).to_numpy()
+    if not known.all():
+        row_index = int(known.argmin())
+        value = text[row_index].as_py()
+        raise DataError(f"{place(row_index)}: {value!r} is none of {', '.join(NAMES)}")
+    return np.asarray(text.to_pylist(), np.str_)
 
 
 def date_features(dates: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dltrain.data.sources.labelled_files import FileKind, list_folder, list_inputs
+from dltrain.data.sources.table_cells import to_split_names
+from dltrain.data.sources.table_features import cell_place
 from dltrain.data.sources.table_files import TableFile, first_misfit, no_such_column
 from dltrain.data.sources.utf8_files import read_utf8
-from dltrain.data.split import NAMES
 from dltrain.errors import DataError
 from dltrain.names import shortened
 
@@ -96,7 +97,9 @@ def read_table(
         texts=texts,
         targets=targets[0] if len(targets) == 1 else np.stack(targets, axis=1),
         place=place,
-        splits=None if split_column is None else _split_names(split_column, table[split_column], place),
+        splits=None
+        if split_column is None
+        else to_split_names(split_column, table[split_column], cell_place(place, split_column)),
         target_names=tuple(target_columns),
         problems=dict(sorted(problems.items())),
     )
@@ -196,15 +199,6 @@ def _labels(name: str, cells: pa.ChunkedArray, place: Callable[[int], str]) -> n
         index = int(lengths.argmax())
         raise DataError(f"{place(index)}, column {name!r}: {lengths[index]} characters are no label")
     return np.array(cells.to_pylist(), np.str_)
-
-
-def _split_names(name: str, column: pa.ChunkedArray, place: Callable[[int], str]) -> np.ndarray:
-    """Return (N,) of "train", "val" and "test". Raises DataError at anything else."""
-    names = pc.cast(column, pa.string()).fill_null("").to_pylist()
-    for index, split in enumerate(names):
-        if split not in NAMES:
-            raise DataError(f"{place(index)}, column {name!r}: {split!r} is none of {', '.join(NAMES)}")
-    return np.array(names, np.str_)
 
 
 def table_file(path: str, name: str) -> TableFile:
