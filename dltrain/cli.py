@@ -342,13 +342,13 @@ def diff(
     json_: JsonOption = False,
 ) -> None:
     """Show what two runs differ in: settings, versions, data; and their metrics side by side."""
-    from dltrain import comparison
+    from dltrain import difference
 
-    result = comparison.diff(a, b)
+    result = difference.diff(a, b)
     if json_:
         _print_json(result)
     else:
-        comparison.show_diff(result)
+        difference.show_diff(result)
 
 
 @app.command()

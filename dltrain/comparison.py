@@ -1,5 +1,4 @@
-"""Runs beside each other: what two differ in, how much a metric varies with the seed, and whether two settings differ
-by more than that.
+"""Settings trained with several seeds: how much a metric varies with the seed, and whether two differ by more.
 
 All intervals are 95 % intervals of a mean by Student's t, as is the test: with the few seeds that one can afford, a
 test by ranks could not find anything (five pairs have at best p = 0.06 there). Scores are taken as normal.
@@ -7,146 +6,23 @@ test by ranks could not find anything (five pairs have at best p = 0.06 there). 
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dltrain.difference import NO_METRICS, differences, spelled
 from dltrain.errors import ConfigError, DltrainError, Stopped
-from dltrain.listing import RunFacts, Values, best_row, differing, environment_of, read_run, spell_all
-from dltrain.names import did_you_mean, spell
+from dltrain.listing import RunFacts, best_row, checkpoint_meta_of, differing, facts_of, read_run
+from dltrain.names import did_you_mean
 from dltrain.run import find_runs, read_metrics
 
 _SIGNIFICANT = 0.05
-_NO_METRICS = ("step", "epoch", "samples_per_s", "elapsed_s", "lr", "best", "skipped_samples")
 _OF_THE_MACHINE = ("train.device", "train.threads", "train.checkpoint_every", "train.eval_batch_size")
 """Settings in which the runs of one side may differ: they change no weights, or only their last bits."""
-_NO_ENVIRONMENT = ("set", "num_samples")
-_MAX_HEADER_BYTES = 2**28
 _NO_NOISE = 1e-9
 """Differences that are equal but for this share of themselves have no spread that a test could use."""
-
-
-# ---- two runs --------------------------------------------------------------------------------------------------------
-
-
-def diff(a: Path, b: Path) -> dict[str, Any]:
-    """Return what two runs differ in: settings, tags, environment, data; and their metrics with the difference b - a.
-
-    A setting that one of them lacks is left out on its side. Raises ConfigError for a folder that is no run.
-    """
-    runs = {"a": _run_at(a), "b": _run_at(b)}
-    rows = {side: read_metrics(Path(run.about["run"])) for side, run in runs.items()}
-    environments = {side: environment_of(path) for side, path in (("a", a), ("b", b))}
-    facts = {side: _facts_of(path) for side, path in (("a", a), ("b", b))}
-    fingerprints = {side: of_run.get("fingerprint") for side, of_run in facts.items()}
-    known = [value for value in fingerprints.values() if value is not None]
-    return {
-        "runs": {side: run.about["run"] for side, run in runs.items()},
-        "settings": _differences({side: run.settings for side, run in runs.items()}),
-        "tags": _differences({side: dict(run.tags) for side, run in runs.items()}),
-        "environment": _differences(
-            {side: {k: v for k, v in e.items() if k not in _NO_ENVIRONMENT} for side, e in environments.items()}
-        ),
-        "data": {
-            "same": known[0] == known[1] if len(known) == 2 else None,
-            "fingerprint": fingerprints,
-            "num_samples": {side: e.get("num_samples") for side, e in environments.items()},
-        },
-        "metrics": {
-            "best": _beside(best_row(rows["a"]), best_row(rows["b"])),
-            "last": _beside(*(rows[side][-1] if rows[side] else {} for side in ("a", "b"))),
-        },
-    }
-
-
-def _run_at(folder: Path) -> RunFacts:
-    if not (folder / "checkpoints").is_dir():
-        runs = [str(run) for run in find_runs(folder)]
-        hint = f"it holds runs: {', '.join(runs[:10])}" if runs else "such as runs/digits/1"
-        raise ConfigError(f"{folder}: is no run directory (it has no checkpoints/); {hint}")
-    return read_run(folder)
-
-
-def _differences(sides: dict[str, Values]) -> dict[str, Values]:
-    """Return {key: {side: value}} for the keys whose values differ, or that one side lacks."""
-    keys = dict.fromkeys(key for values in sides.values() for key in values)
-    found = {key: {side: values[key] for side, values in sides.items() if key in values} for key in keys}
-    return {
-        key: values
-        for key, values in found.items()
-        if len(values) < len(sides) or len({spell_all(value) for value in values.values()}) > 1
-    }
-
-
-def _beside(a: Values, b: Values) -> dict[str, Values]:
-    """Return {metric: {a, b, difference}} for all metrics of two rows, and where the rows stand."""
-    names = [name for name in dict.fromkeys([*a, *b]) if name == "epoch" or name not in _NO_METRICS]
-    table: dict[str, Values] = {}
-    for name in names:
-        one, other = a.get(name), b.get(name)
-        numbers = isinstance(one, int | float) and isinstance(other, int | float)
-        table[name] = {"a": one, "b": other, "difference": other - one if numbers else None}  # type: ignore[operator]
-    return table
-
-
-def show_diff(result: dict[str, Any]) -> None:
-    """Print what `diff` returned."""
-    from dltrain.console import out_console, table
-
-    console = out_console()
-    console.print(f"a  {result['runs']['a']}\nb  {result['runs']['b']}", markup=False, soft_wrap=True)
-    for title in ("settings", "tags", "environment"):
-        found = result[title]
-        console.print()
-        if found:
-            cells = [[key, *(_spelled(values, side) for side in ("a", "b"))] for key, values in found.items()]
-            console.print(table([title, "a", "b"], cells))
-        elif title != "tags":
-            console.print(f"{title}: the same", markup=False)
-    data = result["data"]
-    words = {True: "the same", False: "differ", None: "cannot be compared: a run has no checkpoint"}
-    console.print(f"\ndata: {words[data['same']]}", markup=False)
-    if data["same"] is False:
-        cells = [[key, *(_spelled(data[key], side) for side in ("a", "b"))] for key in ("fingerprint", "num_samples")]
-        console.print(table(["data", "a", "b"], cells))
-    for title, rows in result["metrics"].items():
-        if rows:
-            console.print()
-            cells = [[name, *(_cell(value) for value in values.values())] for name, values in rows.items()]
-            console.print(table([f"{title} metrics", "a", "b", "b - a"], cells))
-
-
-def _spelled(values: Values, side: str) -> str:
-    if side not in values:
-        return "-"
-    return values[side] if isinstance(values[side], str) else spell(values[side])
-
-
-def _cell(value: Any) -> Any:
-    return "-" if value is None else value
-
-
-def _meta_of(run: Path) -> dict[str, Any]:
-    """Return the metadata of the run's last checkpoint, or of its best: read without the weights, and not verified."""
-    for name in ("last.safetensors", "best.safetensors"):
-        try:
-            with (run / "checkpoints" / name).open("rb") as file:
-                size_bytes = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size_bytes)) if size_bytes < _MAX_HEADER_BYTES else {}
-            meta = json.loads(header["__metadata__"]["dltrain"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if isinstance(meta, dict):
-            return meta
-    return {}
-
-
-def _facts_of(run: Path) -> dict[str, Any]:
-    facts = _meta_of(run).get("facts")
-    return facts if isinstance(facts, dict) else {}
 
 
 # ---- several seeds ---------------------------------------------------------------------------------------------------
@@ -324,7 +200,7 @@ def compare(a: str, b: str, *, metric: str | None = None, last: bool = False) ->
         },
         **test,
         "effect_size": _effect_size(*(list(of_side.values()) for of_side in values)),
-        "settings": _differences(dict(zip("ab", settings, strict=True))),
+        "settings": differences(dict(zip("ab", settings, strict=True))),
         "notes": _notes(sides),
     }
     return result | {"result": _sentence(result)}
@@ -376,7 +252,7 @@ def _monitor_of(run: RunFacts) -> str | None:
     if run.settings.get("train.monitor") is not None:
         return str(run.settings["train.monitor"])
     folder = Path(run.about["run"])
-    scores, rows = _meta_of(folder).get("scores"), read_metrics(folder)
+    scores, rows = checkpoint_meta_of(folder).get("scores"), read_metrics(folder)
     if not isinstance(scores, list) or not scores or not rows:
         return None
     pairs = list(zip(rows, scores, strict=False))
@@ -392,12 +268,12 @@ def _value(run: RunFacts, metric: str, last: bool) -> float:
     rows = read_metrics(Path(run.about["run"]))
     row = (rows[-1] if rows else {}) if last else best_row(rows)
     value = row.get(metric)
-    if isinstance(value, int | float) and metric not in _NO_METRICS:
+    if isinstance(value, int | float) and metric not in NO_METRICS:
         return float(value)
     where = f"{run.about['run']}: its {'last' if last else 'best'} line of metrics"
-    if metric in row and metric not in _NO_METRICS:
+    if metric in row and metric not in NO_METRICS:
         raise ConfigError(f"{where} has no finite {metric}")
-    known = [name for name in row if name not in _NO_METRICS]
+    known = [name for name in row if name not in NO_METRICS]
     raise ConfigError(f"{where} has no '{metric}'; possible: {', '.join(known)}{did_you_mean(metric, known)}")
 
 
@@ -452,7 +328,7 @@ def _notes(sides: Sequence[_Side]) -> list[str]:
         if side.num_unfinished
     ]
     folders = [[Path(run.about["run"]) for run in side.runs.values()] for side in sides]
-    fingerprints = [{_facts_of(folder).get("fingerprint") for folder in of_side} for of_side in folders]
+    fingerprints = [{facts_of(folder).get("fingerprint") for folder in of_side} for of_side in folders]
     if len({fingerprint for of_side in fingerprints for fingerprint in of_side}) > 1:
         notes.append("the runs are not all of the same data and split")
     return notes
@@ -500,7 +376,7 @@ def show_comparison(result: dict[str, Any]) -> None:
     console.print(table(columns, rows))
     if result["settings"]:
         console.print()
-        cells = [[key, *(_spelled(of, side) for side in ("a", "b"))] for key, of in result["settings"].items()]
+        cells = [[key, *(spelled(of, side) for side in ("a", "b"))] for key, of in result["settings"].items()]
         console.print(table(["settings", "a", "b"], cells))
     console.print()
     interval = _interval_text(result["interval"])

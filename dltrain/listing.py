@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Values = dict[str, Any]
 
+_MAX_HEADER_BYTES = 2**28
 _ALWAYS = ("run", "state", "started", "epoch", "best_epoch")
 _ASKED_FOR = ("name", "elapsed_s", "step")
 """Keys that every run has and that are shown only where somebody asks for them."""
@@ -224,6 +225,27 @@ def environment_of(run: Path) -> Values:
     except (OSError, ValueError):
         return {}
     return environment if isinstance(environment, dict) else {}
+
+
+def checkpoint_meta_of(run: Path) -> Values:
+    """Return the metadata of the run's last checkpoint, or of its best: read without the weights, and not verified."""
+    for name in ("last.safetensors", "best.safetensors"):
+        try:
+            with (run / "checkpoints" / name).open("rb") as file:
+                size_bytes = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size_bytes)) if size_bytes < _MAX_HEADER_BYTES else {}
+            meta = json.loads(header["__metadata__"]["dltrain"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(meta, dict):
+            return meta
+    return {}
+
+
+def facts_of(run: Path) -> Values:
+    """Return what the data of the run taught, as its checkpoint has it; nothing where there is none."""
+    facts = checkpoint_meta_of(run).get("facts")
+    return facts if isinstance(facts, dict) else {}
 
 
 def flat(tree: Any, prefix: str = "") -> Values:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dltrain.comparison import compare, diff, fit_seeds, show_comparison, show_diff, show_seeds, spread
+from dltrain.comparison import compare, fit_seeds, show_comparison, show_seeds, spread
 from dltrain.config.reader import write_text
 from dltrain.config.validate import load_config
+from dltrain.difference import diff, show_diff
 from dltrain.errors import ConfigError, Stopped, TrainingError
 from dltrain.listing import list_runs
 from dltrain.run import Run

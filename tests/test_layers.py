@@ -33,6 +33,7 @@ LAYERS = [
     ["plan"],
     ["evaluation", "prediction", "inspection", "records"],
     ["train"],
+    ["difference"],
     ["comparison", "sweep", "verification"],
     ["cli"],
     ["__main__"],
