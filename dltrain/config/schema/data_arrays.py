@@ -10,6 +10,13 @@ from dltrain.config.schema.base import Component
 
 Side = Annotated[int, Field(ge=1, le=8192)]
 Scale = Literal["standard", "minmax", "none"]
+OnBadSample = Literal["error", "skip"]
+
+FOLDER_OR_CSV = "folder with a folder for each class, perhaps in train/, val/, test/; or a CSV of paths"
+PATH_COLUMN = "column of the CSV with paths, relative to the CSV; null: 'path'"
+TARGET_COLUMN = "column of the CSV with the target, or a list of several; null: 'label'"
+SPLIT_COLUMN = "column of the CSV with train, val or test; null: none, the section split decides"
+"""What the settings of files for each class mean, images or others."""
 
 
 class Sklearn(Component):
@@ -32,7 +39,7 @@ class Images(Component):
     type: Literal["images"]
     path: str = Field(
         min_length=1,
-        description="folder with a folder for each class, perhaps in train/, val/, test/; or a CSV of paths",
+        description=FOLDER_OR_CSV,
     )
     size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = Field(
         None,
@@ -44,19 +51,17 @@ class Images(Component):
     resize: Literal["stretch", "crop"] = Field(
         "stretch", description="to the size: stretch both sides, or scale to cover it and crop the centre"
     )
-    path_column: str | None = Field(
-        None, min_length=1, description="column of the CSV with paths, relative to the CSV; null: 'path'"
-    )
+    path_column: str | None = Field(None, min_length=1, description=PATH_COLUMN)
     target: str | Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
-        description="column of the CSV with the target, or a list of several; null: 'label'",
+        description=TARGET_COLUMN,
     )
     split_column: str | None = Field(
         None,
         min_length=1,
-        description="column of the CSV with train, val or test; null: none, the section split decides",
+        description=SPLIT_COLUMN,
     )
-    on_bad_sample: Literal["error", "skip"] = Field(
+    on_bad_sample: OnBadSample = Field(
         "error", description="for images that cannot be read: an error that names them, or leave them out with a note"
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dltrain.config.schema.base import Component
+from dltrain.config.schema.data_arrays import FOLDER_OR_CSV, PATH_COLUMN, SPLIT_COLUMN, TARGET_COLUMN, OnBadSample
 
 
 class Audio(Component):
@@ -16,7 +17,7 @@ class Audio(Component):
     type: Literal["audio"]
     path: str = Field(
         min_length=1,
-        description="folder with a folder for each class, perhaps in train/, val/, test/; or a CSV of paths",
+        description=FOLDER_OR_CSV,
     )
     sample_rate: int = Field(
         16000, ge=1000, le=192000, description="in Hz; sounds with another are converted, in stereo mixed down"
@@ -36,18 +37,16 @@ class Audio(Component):
     hop_ms: float | None = Field(None, gt=0, le=1000, description="from one frame to the next; null: 10")
     f_min: float | None = Field(None, ge=0, description="lowest frequency of the bands in Hz; null: 0")
     f_max: float | None = Field(None, gt=0, description="highest frequency in Hz; null: half the sample rate")
-    on_bad_sample: Literal["error", "skip"] = Field(
+    on_bad_sample: OnBadSample = Field(
         "error", description="what happens to files that cannot be read: error names them, skip leaves them out"
     )
-    path_column: str | None = Field(
-        None, min_length=1, description="column of the CSV with paths, relative to the CSV; null: 'path'"
-    )
+    path_column: str | None = Field(None, min_length=1, description=PATH_COLUMN)
     target: str | Annotated[list[str], Field(min_length=1)] | None = Field(
         None,
-        description="column of the CSV with the target, or a list of several; null: 'label'",
+        description=TARGET_COLUMN,
     )
     split_column: str | None = Field(
         None,
         min_length=1,
-        description="column of the CSV with train, val or test; null: none, the section split decides",
+        description=SPLIT_COLUMN,
     )

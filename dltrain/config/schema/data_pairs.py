@@ -7,9 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dltrain.config.schema.base import Component
-from dltrain.config.schema.data_text import OnBadSample, Tokenizer
-
-_TOKENIZER = "what turns text into token ids"
+from dltrain.config.schema.data_arrays import OnBadSample
+from dltrain.config.schema.data_text import TABLE_SPLIT_COLUMN, TOKENIZER, Tokenizer
 
 
 class Pairs(Component):
@@ -34,9 +33,9 @@ class Pairs(Component):
     split_column: str | None = Field(
         None,
         min_length=1,
-        description="column of the table with train, val or test; null: none, the section split decides",
+        description=TABLE_SPLIT_COLUMN,
     )
-    tokenizer: Tokenizer = Field(Tokenizer(), description=_TOKENIZER)
+    tokenizer: Tokenizer = Field(Tokenizer(), description=TOKENIZER)
     shared_vocabulary: bool = Field(
         True, description="one vocabulary for both sides, which suits languages with one alphabet; else one for each"
     )
@@ -52,7 +51,7 @@ class Corpus(Component):
     builds: ClassVar[str] = "dltrain.data.sources.corpus:Corpus"
     type: Literal["corpus"]
     path: str = Field(min_length=1, description="a text file, or a folder of text files, read in the order of names")
-    tokenizer: Tokenizer = Field(Tokenizer(), description=_TOKENIZER)
+    tokenizer: Tokenizer = Field(Tokenizer(), description=TOKENIZER)
     block: int = Field(
         128, ge=1, description="tokens of a training sample, of which each is predicted from those before it"
     )

@@ -7,8 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dltrain.config.schema.base import Component, Settings
+from dltrain.config.schema.data_arrays import OnBadSample
 
-OnBadSample = Literal["error", "skip"]
+TOKENIZER = "what turns text into token ids"
+TABLE_SPLIT_COLUMN = "column of the table with train, val or test; null: none, the section split decides"
 
 
 class Tokenizer(Settings):
@@ -43,9 +45,9 @@ class Text(Component):
     split_column: str | None = Field(
         None,
         min_length=1,
-        description="column of the table with train, val or test; null: none, the section split decides",
+        description=TABLE_SPLIT_COLUMN,
     )
-    tokenizer: Tokenizer = Field(Tokenizer(), description="what turns text into token ids")
+    tokenizer: Tokenizer = Field(Tokenizer(), description=TOKENIZER)
     max_length: int = Field(512, ge=1, description="most tokens of a text; what goes beyond is cut off")
     on_bad_sample: OnBadSample = Field(
         "error", description="texts that are empty or cannot be read: an error that names them, or left out"
