@@ -102,11 +102,12 @@ def fit(
     scaled = (lambda loss: loss) if state.scaler is None else state.scaler.scale
     rng = torch.Generator(device)
     outputs: list[tuple[Tensor, Tensor]] = []  # of the step, with their targets
+    measures = regularizer.mix is None and not isinstance(network.task, SequenceTask)  # outputs against targets
     on_nonfinite = config.train.on_nonfinite
     steps_between_looks = 1 if on_nonfinite == "skip" else _STEPS_BETWEEN_LOOKS[device.type]
 
     def gradients(
-        inputs: Inputs, target: Tensor, mixed: Mixed | None, measure: bool = True
+        inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
     ) -> tuple[Tensor, Tensor | None, Any]:
         """Leave the gradient of loss + penalty in `.grad`; return loss, penalty, and the weight of the loss in sums.
 
@@ -137,7 +138,7 @@ def fit(
                     part_loss = mixed.share * part_loss + (1 - mixed.share) * other_loss
             scaled(part_loss).backward()
             loss = part_loss.detach() if loss is None else loss + part_loss.detach()
-            if measure and mixed is None and not isinstance(network.task, SequenceTask):
+            if measure:
                 outputs.append((output.detach(), part_target))
         if not regularizer.penalties:
             return loss, None, weight
@@ -185,7 +186,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             buffers_before = [buffer.clone() for buffer in model.buffers()] if on_nonfinite == "skip" else []
-            loss, penalty, weight = gradients(inputs, target, mixed)
+            loss, penalty, weight = gradients(inputs, target, mixed, measure=measures)
             if regularizer.sam_perturb is not None:
                 buffers = [buffer.clone() for buffer in model.buffers()]
                 weights = regularizer.sam_perturb(parameters)
@@ -248,7 +249,7 @@ def fit(
                 row["train/loss"] = loss_sum / weight_sum if weight_sum else math.nan
                 if regularizer.penalties:
                     row["train/penalty"] = state.penalty_sum.item() / weight_sum if weight_sum else math.nan
-                if regularizer.mix is None and not isinstance(network.task, SequenceTask):
+                if measures:
                     row |= {f"train/{name}": value for name, value in state.metrics.compute().items()}
                 state.refresh_average()
                 if val is not None:

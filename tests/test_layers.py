@@ -27,6 +27,7 @@ LAYERS = [
     ["data.batches", "data.tokenizer", "text_scores", "data.cache"],
     ["data.sources", "generation"],
     ["tasks"],
+    ["data.division"],
     ["data.prepare"],
     ["device", "checkpoint", "run"],
     ["network", "state", "curves", "listing"],
