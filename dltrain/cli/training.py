@@ -1,0 +1,156 @@
+"""The commands that train: fit, check, verify."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dltrain.cli.options import DeviceOption, JsonOption, SetOption, TrustOption, overrides_of, print_json
+from dltrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dltrain.config.validate import ConfigFile
+
+
+def fit(
+    config: Annotated[
+        Path | None, typer.Argument(help="The config; not needed with --resume.", show_default=False)
+    ] = None,
+    set_: SetOption = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; this one becomes OUT/NAME/NUMBER.")] = Path("runs"),
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run directory that was stopped; auto: with the config's newest one, or start.",
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    json_: JsonOption = False,
+    quiet: Annotated[bool, typer.Option(help="Show no progress.")] = False,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Mark the run, for `dltrain runs --where`.")
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Train this many times, with the seeds from the config's on; show mean and deviation."
+        ),
+    ] = None,
+    trust: TrustOption = None,
+) -> None:
+    """Train a model and write checkpoints and metrics into a new run directory."""
+    overrides = overrides_of(set_, device)
+    is_auto = str(resume) == "auto"
+    if config is None and (resume is None or is_auto):
+        raise ConfigError("fit: needs a CONFIG, or --resume RUN")
+    if resume is not None and (seeds or (tag and not is_auto)):
+        raise ConfigError("--resume: a resumed run keeps its tags and its seed; leave --tag and --seeds out")
+    from dltrain import listing
+
+    tags = listing.read_tags(tag or [])
+    if seeds is not None:
+        assert config is not None
+        _fit_seeds(config, overrides, seeds, out, tags, json_, quiet)
+        return
+    file, trusted = _config_of_fit(config, resume, overrides, trust)
+    if is_auto:
+        from dltrain.records import newest_unfinished
+
+        resume = newest_unfinished(out, file)
+    from dltrain.console import Progress
+    from dltrain.train import fit
+
+    _prepare_to_train(quiet)
+    progress = Progress("off" if quiet else "on")
+    summary = fit(listing.tagged(file, tags), root=out, resume=resume, progress=progress, trusted=trusted)
+    summary |= {"set": file.changes, "tags": listing.read_run(Path(summary["run"])).tags}
+    if json_:
+        print_json(summary)
+    else:
+        _print_summary(summary)
+
+
+def check(
+    config: Annotated[Path, typer.Argument(help="The config.")],
+    set_: SetOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Validate a config, show it with all defaults, the model layer by layer, and try one batch."""
+    from dltrain.config.validate import load_config
+
+    file = load_config(config, overrides_of(set_, device))
+    from dltrain.inspection import check
+
+    check(file)
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run directory with two checkpoints.")],
+    trust: TrustOption = None,
+) -> None:
+    """Prove that a run can be resumed exactly: train its last stretch again and compare every bit."""
+    from dltrain.verification import verify
+
+    typer.echo(verify(run, trusted=trust or []))
+
+
+def _fit_seeds(
+    config: Path, overrides: list[str], number: int, out: Path, tags: dict[str, str], json_: bool, quiet: bool
+) -> None:
+    from dltrain.config.validate import load_config
+
+    load_config(config, overrides)  # mistakes in it are found before torch is loaded
+    from dltrain import comparison
+
+    _prepare_to_train(quiet)
+    study = comparison.fit_seeds(config, overrides, number, root=out, tags=tags, quiet=quiet)
+    if json_:
+        print_json(study)
+    else:
+        comparison.show_seeds(study)
+
+
+def _prepare_to_train(quiet: bool) -> None:
+    from dltrain.data.storage import hide_progress
+
+    if quiet:
+        hide_progress()
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a write may fail, but between two steps
+
+
+def _config_of_fit(
+    config: Path | None, resume: Path | None, overrides: list[str], trust: list[str] | None
+) -> tuple[ConfigFile, list[str] | None]:
+    """Return the config to train by, and the code that it may name: any if the user gave it."""
+    from dltrain.config.validate import load_config
+
+    if config is not None:
+        return load_config(config, overrides), None
+    from dltrain import checkpoint as checkpoints
+    from dltrain.network import config_of
+    from dltrain.run import is_locked
+
+    assert resume is not None
+    if is_locked(resume):
+        raise ConfigError(f"--resume {resume}: another process is at work in this run directory")
+    path, saved, _ = checkpoints.load_last(resume)
+    return config_of(saved, str(path), overrides), trust or []
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from dltrain.console import clock_text, number_text, out_console
+
+    best, run = summary["best"], summary["run"]
+    early = " (stopped early)" if summary["stopped_early"] else ""
+    console = out_console()
+    console.print(
+        f"{summary['step']} steps, {summary['epoch']:g} epochs{early} in {clock_text(summary['elapsed_s'])}",
+        markup=False,
+    )
+    console.print(f"best {best['metric']} {number_text(best['value'])}", markup=False)
+    console.print(f"run  {run}   (curves.png, metrics.jsonl, checkpoints/)", markup=False, soft_wrap=True)
+    console.print(f"next dltrain evaluate {run}", markup=False, soft_wrap=True)
