@@ -44,9 +44,13 @@ class Clock:
 
     steps_per_epoch: int
     total_steps: int
+    """Of the training, or the parts of one whose length is a time: then durations are shares of it."""
+    is_timed: bool = False
 
     def steps(self, duration: DurationValue) -> int:
-        """Return `duration` in steps."""
+        """Return `duration` in steps, or in parts. Raises ConfigError where they are not known."""
+        if self.is_timed and duration.unit != "%" and duration.amount:
+            raise ConfigError(f"'{duration}' is no known share of a training whose length is a time; give '5%'")
         return to_steps(duration, self.steps_per_epoch, self.total_steps)
 
 
@@ -129,7 +133,10 @@ class Builder:
         Raises ConfigError as `build` does.
         """
         target = self.target(component, keys)
-        arguments = {key: _in_steps(value, clock) for key, value in component.arguments().items()}
+        arguments: dict[str, Any] = {}
+        for key, value in component.arguments().items():
+            with self.at(*keys, key):
+                arguments[key] = _in_steps(value, clock)
         parameters = parameters_of(target)
         if parameters is not None:
             free = _without_first(parameters, len(called_with))

@@ -20,9 +20,9 @@ from dltrain.names import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
-    from torch import nn
 
     from dltrain.data.prepare import Prepared
+    from dltrain.plan import Plan
     from dltrain.state import State
 
 _SECONDS_BETWEEN_DRAWS = 0.2
@@ -69,20 +69,18 @@ class Progress:
         self._total = self._steps_per_epoch = 0
         self._next_draw = 0.0
 
-    def begin(
-        self, folder: Path, data: Prepared, model: nn.Module, step: int, total: int, steps_per_epoch: int
-    ) -> None:
+    def begin(self, folder: Path, plan: Plan) -> None:
         """Say what will be trained on what, and where the run lies."""
         self._field("run", str(folder))
         shown = ""
-        for label, text in describe(data):
+        for label, text in describe(plan.data):
             self._field("" if label == shown else label, text)
             shown = label
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._field("model", f"{num_parameters:,} parameters on {next(model.parameters()).device}")
-        self._total, self._steps_per_epoch, self._start = total, steps_per_epoch, step
-        if step:
-            self._field("resumed", f"at step {step:,} of {total:,}")
+        num_parameters, state = sum(parameter.numel() for parameter in plan.network.model.parameters()), plan.state
+        self._field("model", f"{num_parameters:,} parameters on {plan.device}")
+        self._total, self._steps_per_epoch, self._start = state.total_steps, plan.epoch_steps, state.step
+        if state.step:
+            self._field("resumed", f"at step {state.step:,} of {plan.length}")
         self.say("")
 
     def say(self, text: str) -> None:
@@ -107,6 +105,7 @@ class Progress:
 
     def step(self, state: State) -> None:
         """Show a step, if it is time to draw again."""
+        self._total = state.total_steps
         if self._bar is None:
             return
         now = time.perf_counter()
@@ -117,7 +116,9 @@ class Progress:
         loss = f"loss {state.loss_sum.item() / weight:.4f}" if weight else ""
         epoch = state.step // self._steps_per_epoch + 1
         left = clock_text(state.elapsed_s / state.step * (self._total - state.step))
-        self._bar.update(self._task, completed=state.step, description=f"epoch {epoch}", loss=loss, left=left)
+        self._bar.update(
+            self._task, completed=state.step, total=self._total, description=f"epoch {epoch}", loss=loss, left=left
+        )
         self._bar.refresh()
 
     def row(self, row: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dltrain.data.prepare import PreparedSplit, open_source, prepare_path, prepa
 from dltrain.device import autocast, evaluating, open_device
 from dltrain.errors import ConfigError
 from dltrain.losses import count
+from dltrain.memory import in_halves
 from dltrain.metrics import Metrics
 from dltrain.network import Network, restore_network
 from dltrain.run import finite_or_none
@@ -29,7 +31,7 @@ _LARGEST_OUTPUT = 2**24
 
 @torch.no_grad()
 def evaluate_columns(
-    network: Network, model: nn.Module, columns: Columns, batch_size: int, precision: str
+    network: Network, model: nn.Module, columns: Columns, precision: str, batch_size: int
 ) -> tuple[float, Metrics]:
     """Return the mean loss over `columns`, per sample or per token, and the metrics; neither depends on `batch_size`.
 
@@ -92,7 +94,8 @@ def evaluate(
     facts = checkpoint.meta["facts"]
     prepared, name = _prepared(builder, facts, split, data)
     columns, train = prepared.columns, builder.file.config.train
-    loss, metrics = evaluate_columns(network, network.model, columns, train.eval_batch_size, train.precision)
+    measure = partial(evaluate_columns, network, network.model, columns, train.precision)
+    loss, metrics = in_halves(measure, train.eval_batch_size, lambda size, failure: None)
     values = {"loss": loss, **metrics.compute()}
     if isinstance(network.task, Translation):
         values |= score(_translations(network, builder, facts, columns), prepared.references)

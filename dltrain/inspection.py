@@ -37,7 +37,7 @@ def check(file: ConfigFile) -> None:
     _title(console, "Config", "with all defaults")
     console.print(Syntax(compact_yaml(file, console.width), "yaml", background_color="default"))
     plan = make_plan(Builder(file))
-    data, network, clock = plan.data, plan.network, plan.clock
+    data, network = plan.data, plan.network
     _title(console, "Data", dict(describe(data))["data"].partition("; ")[2])
     _show_data(console, data)
     inputs, target = _first_batch(file, plan)
@@ -48,8 +48,8 @@ def check(file: ConfigFile) -> None:
     _title(console, "Training", f"monitors {plan.goal.metric}")
     console.print(
         f"first batch of {len(target)}: loss {loss:.4f}, penalty {penalty:.4f}, gradient norm {norm:.4f}\n"
-        f"{clock.steps_per_epoch:,} steps an epoch, {clock.total_steps:,} in all, "
-        f"with {type(plan.state.optimizer).__name__} from lr {plan.lr * plan.schedule(0, clock.total_steps):.3g}",
+        f"{plan.epoch_steps:,} steps an epoch, {plan.length} in all, "
+        f"with {type(plan.state.optimizer).__name__} from lr {plan.lr * plan.schedule(*plan.progress(plan.state)):.3g}",
         markup=False,
     )
 

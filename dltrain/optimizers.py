@@ -1,4 +1,4 @@
-"""Optimizers that torch lacks (Lion, Muon with AdamW, schedule-free AdamW), and parameter groups for all.
+"""Optimizers that torch lacks (Lion, Muon with AdamW, schedule-free AdamW), and the quick way to a step of its own.
 
 The state of each parameter is tensors only, so a checkpoint can hold it by parameter name. Rates are not
 state: the loop sets `lr` of each group to its `base_lr` times the schedule's factor before each step.
@@ -6,75 +6,20 @@ state: the loop sets `lr` of each group to its `base_lr` times the schedule's fa
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 from dltrain.errors import ConfigError
-from dltrain.names import nearest
 
 # Of the quintic whose slope at zero is steepest while singular values stay in about 0.7..1.2 (Jordan 2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    lr: float,
-    weight_decay: float,
-    decay_all: bool = False,
-    groups: Sequence[Mapping[str, Any]] = (),
-    orthogonalize: frozenset[str] | None = None,
-) -> list[dict[str, Any]]:
-    """Return the groups of a torch optimizer: trainable parameters, those of equal options together.
-
-    Each of `groups` has `params` (a glob pattern over names, or a list of them) and may have `lr`, or
-    `lr_scale` (a factor of the optimizer's lr), and `weight_decay`; a parameter belongs to the first group
-    that matches. Biases and parameters of at most one dimension (norms) do not decay unless `decay_all`.
-    `orthogonalize` is for Muon: the names that `muon_matrices` returned. A group has `params`, `lr`,
-    `base_lr` (equal to lr), `weight_decay`, and for Muon `orthogonalize`. Groups and parameters keep the
-    order of `named_parameters`. Raises ConfigError for a setting that has no effect.
-    """
-    parameters = dict(named_parameters)
-    trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    if not trainable:
-        raise ConfigError("optimizer: the model has no trainable parameter; unfreeze some")
-    owners = _owners(parameters, trainable, groups, decay_all)
-    collected: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for name in trainable:
-        options = _options(name, parameters[name], lr, weight_decay, decay_all, owners.get(name, {}))
-        if orthogonalize is not None:
-            options["orthogonalize"] = name in orthogonalize
-        group = collected.setdefault(tuple(options.values()), {"params": [], **options})
-        group["params"].append(parameters[name])
-    return list(collected.values())
-
-
-def muon_matrices(model: nn.Module, adamw: Sequence[str] = ()) -> frozenset[str]:
-    """Return the names of the parameters that Muon orthogonalizes: trainable, of two or more dimensions, not
-    of an embedding, not the last such parameter of the model (its head), and matched by none of the patterns
-    `adamw`.
-
-    Raises ConfigError if a pattern matches nothing or if nothing remains.
-    """
-    embeddings = {
-        parameter for module in model.modules() if isinstance(module, nn.Embedding) for parameter in module.parameters()
-    }
-    names = [name for name, _ in model.named_parameters()]
-    by_adamw = {name for pattern in adamw for name in _matches(pattern, names, "optimizer.adamw")}
-    matrices = [name for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2 and p not in embeddings]
-    chosen = frozenset(matrices[:-1]) - by_adamw
-    if not chosen:
-        raise ConfigError(
-            "optimizer: muon is for matrices between the input and the head; this model has none; use adamw"
-        )
-    return chosen
 
 
 def supports_fused(optimizer_class: Callable[..., Optimizer], device_type: str) -> bool:
@@ -95,18 +40,61 @@ def update_function(optimizer: Optimizer) -> Callable[[], object]:
     """Return what carries out a step of `optimizer`.
 
     For torch's own optimizers it is their `step` without what torch wraps around it: hooks and a profiler range (some
-    10 us), and an import of torch._dynamo (over 1 s at the first step). Others are called as they are.
+    10 us), and an import of torch._dynamo (over 1 s at the first step). For fused Adam and AdamW it is the kernel
+    alone, with the same bits at half the cost (benchmarks/LOG.md). Others are called as they are.
     """
     cls = type(optimizer)
     if not cls.__module__.startswith("torch.optim."):
         return optimizer.step
     step = inspect.unwrap(cls.step)
+    kernel = {Adam: "_fused_adam_", AdamW: "_fused_adamw_"}.get(cls, "")
+    is_plain = bool(kernel) and all(_is_plain_adam(group) for group in optimizer.param_groups)
+    fused = getattr(torch, kernel, None) if is_plain else None
 
     def update() -> None:
         with torch.no_grad():
-            step(optimizer)
+            if fused is None or not _fused_adam_step(optimizer, fused):
+                step(optimizer)
 
     return update
+
+
+def _is_plain_adam(group: Mapping[str, Any]) -> bool:
+    """Return whether the fused kernel of Adam does all that the options of `group` ask for."""
+    others = ("amsgrad", "maximize", "capturable", "differentiable")
+    kinds = {(p.device, p.dtype) for p in group["params"]}
+    return bool(group["fused"]) and not any(group[name] for name in others) and len(kinds) == 1
+
+
+def _fused_adam_step(optimizer: Optimizer, kernel: Callable[..., object]) -> bool:
+    """Update all parameters by `kernel`; return False, with nothing done, if one has no state yet."""
+    work = []
+    for group in optimizer.param_groups:
+        params, grads = _with_gradient(group["params"])
+        states = [optimizer.state[p] for p in params]
+        if not all(states):
+            return False
+        if params:
+            work.append((group, params, grads, states))
+    for group, params, grads, states in work:
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        kernel(
+            params,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+    return True
 
 
 class Lion(Optimizer):
@@ -355,57 +343,3 @@ def _evaluate(closure: Callable[[], float] | None) -> float | None:
         return None
     with torch.enable_grad():
         return closure()
-
-
-def _options(
-    name: str, parameter: Tensor, lr: float, weight_decay: float, decay_all: bool, group: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return lr, base_lr and weight_decay of one parameter; `group` goes before the optimizer's."""
-    if group.get("lr") is not None:
-        lr = group["lr"]
-    elif group.get("lr_scale") is not None:
-        lr *= group["lr_scale"]
-    if group.get("weight_decay") is not None:
-        weight_decay = group["weight_decay"]
-    return {
-        "lr": lr,
-        "base_lr": lr,
-        "weight_decay": weight_decay if decay_all or _decays(name, parameter) else 0.0,
-    }
-
-
-def _decays(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and name.rpartition(".")[2] != "bias"
-
-
-def _owners(
-    parameters: Mapping[str, Tensor],
-    trainable: Sequence[str],
-    groups: Sequence[Mapping[str, Any]],
-    decay_all: bool,
-) -> dict[str, Mapping[str, Any]]:
-    """Return name -> the first of `groups` that matches. Raises ConfigError for a group without effect."""
-    owners: dict[str, Mapping[str, Any]] = {}
-    for index, group in enumerate(groups):
-        where = f"optimizer.groups.{index}"
-        given = group["params"]
-        patterns: Sequence[str] = [given] if isinstance(given, str) else given
-        matched = {name for pattern in patterns for name in _matches(pattern, parameters, f"{where}.params")}
-        own = [name for name in trainable if name in matched and name not in owners]
-        if not own:
-            raise ConfigError(f"{where}.params: all it matches is frozen or in a group before it; move it up")
-        can_decay = decay_all or any(_decays(name, parameters[name]) for name in own)
-        if group.get("weight_decay") and not can_decay:
-            raise ConfigError(f"{where}.weight_decay: biases and norms do not decay; set decay_all: true")
-        owners |= dict.fromkeys(own, group)
-    return owners
-
-
-def _matches(pattern: str, names: Iterable[str], where: str) -> list[str]:
-    """Return the names that match the glob `pattern`. Raises ConfigError with the nearest if none does."""
-    known = list(names)
-    matched = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
-    if not matched:
-        near = nearest(pattern.strip("*."), known, 3, likeness=0.4) or known[:3]
-        raise ConfigError(f"{where}: '{pattern}' matches no parameter; the nearest are {', '.join(near)}")
-    return matched

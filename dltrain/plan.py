@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dltrain.budget import Budget
 from dltrain.build import Builder, Clock, parameters_of, user_failure
 from dltrain.config.durations import DurationValue, to_steps
 from dltrain.config.schema.base import Component, Settings, UserComponent
@@ -29,7 +30,8 @@ from dltrain.errors import ConfigError
 from dltrain.metrics import HIGHER_IS_BETTER, PRIMARY
 from dltrain.names import did_you_mean
 from dltrain.network import Network, Transform, build_augmentation, build_network
-from dltrain.optimizers import averages, muon_matrices, parameter_groups, supports_fused
+from dltrain.optimizers import averages, supports_fused
+from dltrain.parameter_groups import muon_matrices, parameter_groups
 from dltrain.regularization import Mixed, early_stop, gradient_noise, max_norm_, sam_perturb_
 from dltrain.state import State, averaged_copy
 from dltrain.tasks import SequenceTask
@@ -56,7 +58,9 @@ class Plan:
     train: Columns
     """The training split, on the device if it fits."""
     network: Network
-    clock: Clock
+    epoch_steps: int
+    budget: Budget | None
+    """Where the length of the training is a time."""
     evaluate_every: int
     """Steps between two lines of metrics."""
     save_due: Callable[[State], bool]
@@ -68,6 +72,19 @@ class Plan:
     augment: list[Transform]
     goal: Goal
     state: State
+
+    @property
+    def length(self) -> str:
+        """The length of the training in words."""
+        return (
+            f"{self.state.total_steps:,}" if self.budget is None else f"as many as fit into {self.budget.seconds:g} s"
+        )
+
+    def progress(self, state: State) -> tuple[int, int]:
+        """Return where the schedule is, and its length: steps, or parts of a time."""
+        if self.budget is None:
+            return state.step, state.total_steps
+        return self.budget.part(state.elapsed_s), self.budget.parts
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,12 @@ def make_plan(builder: Builder, preparation: Preparation = prepare) -> Plan:
     data = preparation(builder, raw_targets=needs_raw_targets(builder))
     train = _placed(data.splits["train"], device)
     epoch_steps = steps_per_epoch(len(train), settings.batch_size, settings.drop_last)
-    clock = Clock(epoch_steps, max(1, to_steps(settings.duration, epoch_steps)))
+    budget, val = None, data.splits.get("val")
+    if settings.duration.unit == "s":
+        budget = Budget(settings.duration.amount, len(val) / settings.batch_size if val is not None else 0.0)
+        clock = Clock(epoch_steps, budget.parts, is_timed=True)
+    else:
+        clock = Clock(epoch_steps, max(1, to_steps(settings.duration, epoch_steps)))
 
     network = build_network(builder, data.facts, device)
     example = network.example(data.facts)
@@ -133,6 +155,9 @@ def make_plan(builder: Builder, preparation: Preparation = prepare) -> Plan:
         averaged=averaged_copy(network.model) if keeps_average else None,
         scaler=torch.amp.GradScaler(device.type) if settings.precision == "float16" else None,
         metrics=network.metrics(),
+        total_steps=clock.total_steps,
+        micro_batch_size=settings.micro_batch_size or settings.batch_size,
+        eval_batch_size=settings.eval_batch_size,
     )
     _check_combinations(builder, data, optimizer)
     _check_smallest_batch(builder, len(train), network, data.facts)
@@ -141,9 +166,10 @@ def make_plan(builder: Builder, preparation: Preparation = prepare) -> Plan:
         data,
         train,
         network,
-        clock,
-        evaluate_every=max(1, clock.steps(settings.evaluate_every)),
-        save_due=_save_due(settings.checkpoint_every, clock),
+        epoch_steps,
+        budget,
+        evaluate_every=_interval(builder, "evaluate_every", clock),
+        save_due=_save_due(builder, clock),
         lr=lr,
         schedule=schedule,
         regularizer=regularizer,
@@ -310,6 +336,12 @@ def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) 
     num_samples, size = len(data.splits["train"]), config.train.batch_size
     if config.train.sampler == "balanced" and data.task.type != "classification":
         raise ConfigError(f"{file.place('train', 'sampler')}: balanced needs classes; the task is {data.task.type}")
+    average = config.regularization.average
+    if average is not None and average.type == "swa" and config.train.duration.unit == "s":
+        raise ConfigError(
+            f"{file.place('regularization', 'average')}: swa counts steps, and train.duration is a time; use ema, or "
+            "give the duration in epochs"
+        )
     if averages(optimizer) and config.regularization.average is not None:
         raise ConfigError(f"{file.place('regularization', 'average')}: {config.optimizer.type} is an average already")
     if config.regularization.sam is not None and config.train.precision == "float16":
@@ -355,14 +387,26 @@ def _placed(columns: Columns, device: torch.device) -> Columns:
     return columns.to(device) if columns.size_bytes < _SHARE_OF_DEVICE * free_bytes else columns
 
 
-def _save_due(interval: DurationValue, clock: Clock) -> Callable[[State], bool]:
+def _interval(builder: Builder, name: str, clock: Clock) -> int:
+    """Return a setting of `train` in steps; a share of a training whose length is a time is none."""
+    interval: DurationValue = getattr(builder.file.config.train, name)
+    if clock.is_timed and interval.unit == "%":
+        raise ConfigError(
+            f"{builder.file.place('train', name)}: '{interval}' of a training whose length is a time is no number of "
+            "steps; give epochs or steps"
+        )
+    return max(1, to_steps(interval, clock.steps_per_epoch, clock.total_steps))
+
+
+def _save_due(builder: Builder, clock: Clock) -> Callable[[State], bool]:
     """Return what says after each step whether a checkpoint is due: every so many steps, or seconds of training.
 
     When checkpoints are written changes no weights, so a clock may decide it. The first comes after two seconds, so
     that a disk that cannot be written to is noticed early and little is lost.
     """
+    interval: DurationValue = builder.file.config.train.checkpoint_every
     if interval.unit != "s":
-        every = max(1, clock.steps(interval))
+        every = _interval(builder, "checkpoint_every", clock)
         return lambda state: state.step % every == 0
     due_s = min(interval.amount, _FIRST_CHECKPOINT_S)
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dltrain import checkpoint as checkpoints
 from dltrain.checkpoint import LAST, PREVIOUS, Checkpoint
 from dltrain.config.reader import write_text
 from dltrain.config.validate import ConfigFile
 from dltrain.device import environment
-from dltrain.errors import ConfigError, DataError, Diverged
+from dltrain.errors import ConfigError, DataError, Diverged, TrainingError
 from dltrain.listing import flat, read_run, settings_of
 from dltrain.plan import Goal
 from dltrain.run import Run, find_runs, finite_or_none
@@ -34,6 +35,7 @@ MAY_CHANGE = (
 
 MAX_ROLLBACKS = 3
 _MAX_SAMPLES = 16
+_FAR_ABOVE = 9.0
 
 
 def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> Run:
@@ -176,22 +178,51 @@ def not_finite(
     )
 
 
-def how_to_resume(step: int, total_steps: int, folder: Any) -> str:
-    """Return the message of a run that was stopped."""
-    return (
-        f"stopped at step {step} of {total_steps}; the checkpoint is saved. Go on with: dltrain fit --resume {folder}"
+def halve(run: Run, state: State, name: str, size: int, failure: str) -> str:
+    """Let a run that memory ran out in go on with `size` samples at once; return what the user is told.
+
+    `name` is "micro_batch_size" or "eval_batch_size". Raises TrainingError where that would change the result.
+    """
+    if name == "micro_batch_size" and any(isinstance(module, _BatchNorm) for module in state.model.modules()):
+        raise TrainingError(
+            f"out of memory: {failure}; BatchNorm takes its statistics of a micro-batch, so a smaller one would change "
+            f"the result: set train.micro_batch_size: {size} if it may, or choose a smaller train.batch_size or model"
+        )
+    setattr(state, name, size)
+    told = f"step {state.step}: out of memory; going on with a {name} of {size}, which add up to the same"
+    run.log(f"{told} ({failure})")
+    return told
+
+
+def divergence(run: Run, state: State, loss: float) -> str:
+    """Return what the user is told where the mean loss since the last line of metrics is far above the first, or ""."""
+    if state.first_loss is None:
+        state.first_loss = loss
+    limit = state.first_loss + _FAR_ABOVE * max(abs(state.first_loss), 1.0)
+    before = state.row.get("train/loss")
+    if loss <= limit or (before is not None and before > limit):  # said once, where it begins
+        return ""
+    told = (
+        f"step {state.step}: the loss is {loss:.4g}, far above the {state.first_loss:.4g} of the start: the training "
+        "diverges; try a lower optimizer.lr, schedule.warmup, or regularization.clip"
     )
+    run.log(told)
+    return told
 
 
-def summary(
-    run: Run, state: State, goal: Goal, total_steps: int, steps_per_epoch: int, stopped_early: bool
-) -> dict[str, Any]:
+def how_to_resume(state: State, folder: Any) -> str:
+    """Return the message of a run that was stopped."""
+    reached = f"stopped at step {state.step} of {state.total_steps}; the checkpoint is saved"
+    return f"{reached}. Go on with: dltrain fit --resume {folder}"
+
+
+def summary(run: Run, state: State, goal: Goal, steps_per_epoch: int, stopped_early: bool) -> dict[str, Any]:
     """Return the result of a training as JSON values."""
     scores = [score for score in state.scores if score == score]
     return {
         "run": str(run.folder),
         "step": state.step,
-        "total_steps": total_steps,
+        "total_steps": state.total_steps,
         "epoch": state.step / steps_per_epoch,
         "stopped_early": stopped_early,
         "best": {"metric": goal.metric, "value": min(scores) * goal.sign if scores else None},

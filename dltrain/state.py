@@ -34,9 +34,17 @@ class State:
     metrics: Metrics
     """Of the training batches since the last line of metrics."""
     step: int = 0
+    total_steps: int = 0
+    """Of the whole training; for one whose length is a time, about as many as there will be."""
     elapsed_s: float = 0.0
     scores: list[float] = field(default_factory=list)
     """The monitored metric at each evaluation, with the sign by which lower is better."""
+    micro_batch_size: int = 0
+    """Samples of a step that are in memory at once; halved where it runs out."""
+    eval_batch_size: int = 0
+    """The same of an evaluation."""
+    first_loss: float | None = None
+    """Of the training batches, in the first line of metrics."""
     num_skipped_steps: int = 0
     """Steps whose update was left out, since loss or gradient was not finite."""
     num_rollbacks: int = 0
@@ -127,6 +135,9 @@ class State:
             "elapsed_s": self.elapsed_s,
             "metrics": self.row,
             "scores": scores,
+            "micro_batch_size": self.micro_batch_size,
+            "eval_batch_size": self.eval_batch_size,
+            "first_loss": self.first_loss,
             "num_skipped_steps": self.num_skipped_steps,
             "num_rollbacks": self.num_rollbacks,
         }
@@ -152,6 +163,10 @@ class State:
         self.step, self.elapsed_s, self.row = meta["step"], meta["elapsed_s"], meta["metrics"]
         self.scores = [math.nan if score is None else score for score in meta["scores"]]
         self.num_skipped_steps, self.num_rollbacks = meta["num_skipped_steps"], meta["num_rollbacks"]
+        # The first checkpoints of the format lack these.
+        self.micro_batch_size = min(self.micro_batch_size, meta.get("micro_batch_size", self.micro_batch_size))
+        self.eval_batch_size = min(self.eval_batch_size, meta.get("eval_batch_size", self.eval_batch_size))
+        self.first_loss = meta.get("first_loss")
 
 
 def averaged_copy(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dltrain.diagnosis import first_not_finite
 from dltrain.errors import Diverged, Stopped
 from dltrain.evaluation import evaluate_columns
 from dltrain.losses import count
+from dltrain.memory import in_halves
 from dltrain.optimizers import update_function
 from dltrain.plan import Preparation, make_plan
 from dltrain.regularization import Mixed, average_, sam_restore_
@@ -77,16 +79,19 @@ def fit(
     state, regularizer = plan.state, plan.regularizer
     model, optimizer, loss_function = state.model, state.optimizer, network.loss
     batch_size = config.train.batch_size
-    epoch_steps, total_steps = plan.clock.steps_per_epoch, plan.clock.total_steps
+    epoch_steps, budget = plan.epoch_steps, plan.budget
 
     # ---- 2. The run directory: a new one, or one to go on with ------------------------------------------------------
     if resume is None:
         run, damage = records.begin(Path(root), file, plan.data.facts, device), ""
     else:
         run, damage = records.reopen(Path(resume), file, plan.data.facts, state)
+    if budget is not None:
+        has_ended = state.row.get("step") == state.step
+        state.total_steps = budget.begin(state.step, state.elapsed_s, has_ended=has_ended)
     meta = records.meta(file, plan.data.facts, run.folder)
-    run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {total_steps} on {device}")
-    progress.begin(run.folder, plan.data, model, state.step, total_steps, epoch_steps)
+    run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {plan.length} on {device}")
+    progress.begin(run.folder, plan)
     if damage:
         progress.say(damage)
 
@@ -107,11 +112,11 @@ def fit(
     steps_between_looks = 1 if on_nonfinite == "skip" else _STEPS_BETWEEN_LOOKS[device.type]
 
     def gradients(
-        inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
+        size: int, inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
     ) -> tuple[Tensor, Tensor | None, Any]:
         """Leave the gradient of loss + penalty in `.grad`; return loss, penalty, and the weight of the loss in sums.
 
-        Micro-batches add up to the whole batch: each counts by its share of the targets.
+        Micro-batches of `size` samples add up to the whole batch: each counts by its share of the targets.
         """
         weight = count(loss_function, target)
 
@@ -123,7 +128,6 @@ def fit(
             parameter.grad = None
         if measure:
             outputs.clear()
-        size = config.train.micro_batch_size or batch_size
         loss: Any = None
         for at in range(0, len(target), size):
             part = slice(at, at + size)
@@ -146,6 +150,13 @@ def fit(
         scaled(penalty).backward()
         return loss, penalty.detach(), weight
 
+    def halved(name: str, size: int, failure: str) -> None:
+        """Let the run go on with fewer samples at once, from the same random numbers."""
+        progress.say(records.halve(run, state, name, size, failure))
+        seed_everything(device, config.seed, STEP, state.step)
+
+    smaller_micro_batch, smaller_eval_batch = partial(halved, "micro_batch_size"), partial(halved, "eval_batch_size")
+
     def not_finite(what: str) -> Diverged:
         """Return the error that ends the run; what was best so far is kept."""
         state.save_best(run.checkpoints)
@@ -159,11 +170,11 @@ def fit(
     skipped_in_a_row = 0
     row_began_s = state.elapsed_s
     stopped_early = regularizer.early_stop(state.scores)
-    if state.step >= total_steps or stopped_early:
+    if state.step >= state.total_steps or stopped_early:
         progress.say("the run is finished already; nothing is left to train")
     with run, draws_curves(run.folder) if curves else nullcontext(), StopRequest() as stop, progress:
         began = time.perf_counter() - state.elapsed_s
-        while state.step < total_steps and not stopped_early:
+        while state.step < state.total_steps and not stopped_early:
             # batch
             epoch, batch = divmod(state.step, epoch_steps)
             if batch == 0 or len(order) == 0:
@@ -182,15 +193,18 @@ def fit(
                 inputs = mixed.inputs
 
             # forward, loss, penalty, backward
-            factor = plan.schedule(state.step, total_steps) * state.lr_factor
+            factor = plan.schedule(*plan.progress(state)) * state.lr_factor
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             buffers_before = [buffer.clone() for buffer in model.buffers()] if on_nonfinite == "skip" else []
-            loss, penalty, weight = gradients(inputs, target, mixed, measure=measures)
+            compute = partial(gradients, inputs=inputs, target=target, mixed=mixed)
+            loss, penalty, weight = in_halves(
+                partial(compute, measure=measures), state.micro_batch_size, smaller_micro_batch
+            )
             if regularizer.sam_perturb is not None:
                 buffers = [buffer.clone() for buffer in model.buffers()]
                 weights = regularizer.sam_perturb(parameters)
-                gradients(inputs, target, mixed, measure=False)
+                in_halves(partial(compute, measure=False), state.micro_batch_size, smaller_micro_batch)
                 sam_restore_(parameters, weights)
                 set_buffers(model, buffers)
 
@@ -225,7 +239,7 @@ def fit(
                 if regularizer.max_norm is not None:
                     regularizer.max_norm()
                 if regularizer.average is not None:
-                    average_(averaged_tensors, model_tensors, regularizer.average(state.step, total_steps))
+                    average_(averaged_tensors, model_tensors, regularizer.average(state.step, state.total_steps))
                 for output, part_target in outputs:
                     state.metrics.update(output, part_target)
                 state.loss_sum += loss * weight
@@ -234,11 +248,13 @@ def fit(
                     state.penalty_sum += penalty * weight
             num_samples += len(target)
             state.step += 1
-            state.elapsed_s = time.perf_counter() - began
+            state.elapsed_s = updated_s = time.perf_counter() - began
+            if budget is not None:
+                state.total_steps = budget.total_steps(state.step, state.elapsed_s)
             progress.step(state)
 
             # metrics, validation
-            if state.step % plan.evaluate_every == 0 or state.step == total_steps:
+            if state.step % plan.evaluate_every == 0 or state.step == state.total_steps:
                 loss_sum, weight_sum = state.loss_sum.item(), state.weight_sum.item()
                 row_s = time.perf_counter() - began - row_began_s
                 if not math.isfinite(loss_sum):
@@ -253,15 +269,16 @@ def fit(
                     row |= {f"train/{name}": value for name, value in state.metrics.compute().items()}
                 state.refresh_average()
                 if val is not None:
-                    val_loss, val_metrics = evaluate_columns(
-                        network, state.evaluated, val, config.train.eval_batch_size, config.train.precision
-                    )
+                    evaluate = partial(evaluate_columns, network, state.evaluated, val, config.train.precision)
+                    val_loss, val_metrics = in_halves(evaluate, state.eval_batch_size, smaller_eval_batch)
                     row["val/loss"] = val_loss
                     row |= {f"val/{name}": value for name, value in val_metrics.compute().items()}
                 if plan.data.facts["num_skipped"]:
                     row["skipped_samples"] = plan.data.facts["num_skipped"]
                 if state.num_skipped_steps:
                     row["skipped_steps"] = state.num_skipped_steps
+                if diverging := records.divergence(run, state, row["train/loss"]):
+                    progress.say(diverging)
                 row["samples_per_s"] = num_samples / row_s
                 state.elapsed_s = row["elapsed_s"] = time.perf_counter() - began
                 state.row = {name: finite_or_none(value) for name, value in row.items()}
@@ -276,13 +293,16 @@ def fit(
                 num_samples, row_began_s = 0, state.elapsed_s
 
             # checkpoint, stop
-            finished = state.step == total_steps or stopped_early
+            finished = state.step == state.total_steps or stopped_early
             if finished or stop.number is not None or plan.save_due(state):
                 if not all_finite(parameters):
                     raise not_finite("weights are")
                 state.save(run.checkpoints, meta)
+            if budget is not None:
+                now_s = time.perf_counter() - began
+                budget.ends_step(now_s, now_s - updated_s if state.row.get("step") == state.step else None)
             if stop.number is not None and not finished:
-                raise Stopped(records.how_to_resume(state.step, total_steps, run.folder), stop.number)
+                raise Stopped(records.how_to_resume(state, run.folder), stop.number)
 
         run.log(f"finished at step {state.step}: {state.row}")
-    return records.summary(run, state, plan.goal, total_steps, epoch_steps, stopped_early)
+    return records.summary(run, state, plan.goal, epoch_steps, stopped_early)

@@ -1,6 +1,7 @@
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,6 +42,21 @@ def prepared(task=None, source=None, notes=(), inferred=True):
     return Prepared({}, task or Classification(["cat", "dog"]), facts, inferred, list(notes))
 
 
+def plan(data=None, step=0):
+    """Return what a display looks at of a training of 100 steps, 10 an epoch."""
+    model = nn.Linear(5, 2)
+    optimizer = torch.optim.SGD(model.parameters())
+    state = State(model, optimizer, None, None, Metrics(ConfusionMatrix(2)), step=step, total_steps=100)
+    return SimpleNamespace(
+        data=data or prepared(),
+        network=SimpleNamespace(model=model),
+        state=state,
+        epoch_steps=10,
+        device="cpu",
+        length="100",
+    )
+
+
 class Screen:
     """What a progress display writes to a terminal of some width, or to a file."""
 
@@ -57,7 +73,7 @@ class Screen:
 
 def show(screen, rows=(), data=None, step=0):
     progress = Progress()
-    progress.begin(Path("runs/x/1"), data or prepared(), nn.Linear(5, 2), step, 100, 10)
+    progress.begin(Path("runs/x/1"), plan(data, step=step))
     for row in rows:
         progress.row(row)
     return screen.lines
@@ -188,9 +204,9 @@ def test_a_part_of_an_epoch_and_an_undefined_metric_can_be_shown(monkeypatch):
 
 def run_with_bar(screen, mode="on"):
     progress = Progress(mode)
-    model = nn.Linear(5, 2)
-    progress.begin(Path("runs/x/1"), prepared(), model, 0, 100, 10)
-    state = State(model, torch.optim.SGD(model.parameters()), None, None, Metrics(ConfusionMatrix(2)))
+    training = plan()
+    state = training.state
+    progress.begin(Path("runs/x/1"), training)
     state.loss_sum += 3.0
     state.weight_sum += 2.0
     with progress:
@@ -219,7 +235,7 @@ def test_a_piped_training_is_free_of_control_codes_and_quiet_is_silent(monkeypat
     monkeypatch.setenv("TERM", "xterm-256color")
     for mode in ("on", "off"):
         progress = Progress(mode)
-        progress.begin(Path("runs/x/1"), prepared(), nn.Linear(5, 2), 0, 100, 10)
+        progress.begin(Path("runs/x/1"), plan())
         with progress:
             progress.row(ROW)
         out, err = capfd.readouterr()

@@ -47,8 +47,7 @@ def test_what_is_no_duration_is_refused_with_what_is_one(text: object) -> None:
     [
         (parse, "1.5 steps", "possible: a whole number of steps"),
         (parse, "101%", "possible: up to 100%"),
-        (parse_length, "50%", "possible: '500 steps' or '10 epochs'"),
-        (parse_length, "30 s", "possible: '500 steps' or '10 epochs'"),
+        (parse_length, "50%", "possible: '500 steps', '10 epochs' or a time: '10 min'"),
         (
             parse_interval,
             "10 minutes",

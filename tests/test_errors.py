@@ -63,7 +63,7 @@ train: {batch_size: 1.5, duration: 10}
         "residual, init, zero_init_head; did you mean 'activation'?",
         "12:7: regularization.penalties.0.strength: is missing; possible: a number > 0",
         "13:21: train.batch_size: is 1.5; possible: a whole number >= 1",
-        "13:36: train.duration: is 10; possible: '500 steps' or '10 epochs'",
+        "13:36: train.duration: is 10; possible: '500 steps', '10 epochs' or a time: '10 min'",
     ]
 
 
@@ -195,7 +195,10 @@ def test_whole_numbers(size: str, problem: str) -> None:
          "3:20: train.precision: is 'bf16'; possible: float32, bfloat16 or float16; did you mean 'bfloat16'?"),
         ("split: {val: 1.5}", "3:14: split.val: is 1.5; possible: a number >= 0 and < 1, or a path"),
         ("split: {val: ''}", "3:14: split.val: is ''; possible: a number >= 0 and < 1, or a path"),
-        ("train: {duration: 50%}", "3:19: train.duration: is '50%'; possible: '500 steps' or '10 epochs'"),
+        (
+            "train: {duration: 50%}",
+            "3:19: train.duration: is '50%'; possible: '500 steps', '10 epochs' or a time: '10 min'",
+        ),
         ("train: {duration: 0 epochs}", "3:19: train.duration: is '0 epochs'; must be more than nothing"),
         ("train: {checkpoint_every: 10 minutes}",
          "3:27: train.checkpoint_every: is '10 minutes'; possible: '500 steps', '10 epochs' or '5%' of the training, "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,18 @@ LAYERS = [
     ["config.validate", "console"],
     ["config.manual", "build"],
     ["data.columns"],
-    ["models", "losses", "metrics", "optimizers", "schedules", "regularization", "data.transforms", "data.spectrogram"],
-    ["data.split", "seeds", "extras", "data.storage", "diagnosis"],
+    [
+        "models",
+        "losses",
+        "metrics",
+        "optimizers",
+        "parameter_groups",
+        "schedules",
+        "regularization",
+        "data.transforms",
+        "data.spectrogram",
+    ],
+    ["data.split", "seeds", "extras", "data.storage", "diagnosis", "memory", "budget"],
     ["data.batches", "data.tokenizer", "text_scores", "data.cache"],
     ["data.sources", "generation"],
     ["tasks"],
@@ -164,11 +174,10 @@ def test_a_config_error_loads_no_heavy_package(bad_config: Path) -> None:
 
 
 def test_a_config_error_comes_at_once(bad_config: Path) -> None:
-    """The aim is half a second from the command to its end; the bound allows for a busy machine."""
-    times_s = []
-    for _ in range(3):
-        started = time.perf_counter()
-        assert run_dltrain("fit", str(bad_config)).returncode == 2
-        times_s.append(time.perf_counter() - started)
-    print(f"a config error takes {min(times_s):.2f} s")
-    assert min(times_s) < 2.0
+    """The aim is half a second from the command to its end; what counts here is its own work, on a busy machine too."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run_dltrain("fit", str(bad_config)).returncode == 2
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"a config error takes {work_s:.2f} s of work")
+    assert work_s < 1.5  # with torch it would be 2

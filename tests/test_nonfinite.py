@@ -175,3 +175,20 @@ def test_the_first_place_that_is_not_finite() -> None:
     with torch.no_grad():
         model[0].bias[0] = math.inf
     assert first_not_finite(model, (x,)) == "in the weights 0.bias"
+
+
+def test_a_loss_far_above_the_start_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A rate too high for a linear model on numbers: the loss grows without limit and stays finite for long."""
+    sections_: Sections = {
+        "model": {"type": "linear"},
+        "optimizer": {"type": "sgd", "lr": 0.6, "momentum": 0.0},
+        "loss": {"type": "mse"},
+        "task": {"type": "regression"},
+        "train": {"duration": "40 steps", "evaluate_every": "4 steps"},
+    }
+    file = small_config(tmp_path, sections_)
+    fit(file, root=tmp_path / "runs", progress=Progress())
+    log = (newest_run(tmp_path / "runs") / "log.txt").read_text()
+    assert log.count("far above the") == 1
+    assert "the training diverges; try a lower optimizer.lr" in log
+    assert "far above the" in capfd.readouterr().err

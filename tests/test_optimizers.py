@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dltrain.config.schema import optimizers as schema
-from dltrain.errors import ConfigError
-from dltrain.optimizers import Lion, Muon, ScheduleFreeAdamW, muon_matrices, parameter_groups, supports_fused
+from dltrain.optimizers import Lion, Muon, ScheduleFreeAdamW, supports_fused, update_function
+from dltrain.parameter_groups import parameter_groups
 
 STEPS = 12
 
@@ -218,109 +218,6 @@ def test_closure_is_evaluated_with_gradients(build: Callable[[Any], Any]) -> Non
     assert not torch.equal(p, torch.ones(3, 3))
 
 
-# ---- parameter groups
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(10, 4)
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4))
-        self.head = nn.Linear(4, 2)
-
-
-def names_in(model: nn.Module, groups: list[dict[str, Any]]) -> list[list[str]]:
-    by_id = {id(p): name for name, p in model.named_parameters()}
-    return [[by_id[id(p)] for p in group["params"]] for group in groups]
-
-
-def test_norms_and_biases_do_not_decay() -> None:
-    model = Model()
-    groups = parameter_groups(model.named_parameters(), lr=0.1, weight_decay=0.01)
-    decayed, others = groups
-    assert names_in(model, groups)[0] == ["embed.weight", "body.0.weight", "body.2.weight", "head.weight"]
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
-    assert {group[key] for group in groups for key in ("lr", "base_lr")} == {0.1}
-
-
-@pytest.mark.parametrize("options", [{"weight_decay": 0.0}, {"weight_decay": 0.01, "decay_all": True}])
-def test_one_group_where_all_are_equal(options: dict[str, Any]) -> None:
-    (group,) = parameter_groups(Model().named_parameters(), lr=0.1, **options)
-    assert len(group["params"]) == len(list(Model().parameters()))
-
-
-def test_the_first_matching_pattern_wins() -> None:
-    model = Model()
-    settings = [
-        {"params": "head.*", "lr": 0.5},
-        {"params": ["*.weight", "body.*"], "lr": None, "lr_scale": 0.5, "weight_decay": 0.2},
-    ]
-    groups = parameter_groups(model.named_parameters(), 0.1, 0.01, groups=settings)
-    found = {
-        name: (group["lr"], group["base_lr"], group["weight_decay"])
-        for group, names in zip(groups, names_in(model, groups), strict=True)
-        for name in names
-    }
-    assert found["head.weight"] == (0.5, 0.5, 0.01)
-    assert found["head.bias"] == (0.5, 0.5, 0.0)
-    assert found["body.0.weight"] == (0.05, 0.05, 0.2)
-    assert found["body.1.weight"] == (0.05, 0.05, 0.0)
-    assert len(found) == len(list(model.parameters()))
-
-
-def test_frozen_parameters_are_left_out() -> None:
-    model = Model()
-    model.body.requires_grad_(False)
-    names = names_in(model, parameter_groups(model.named_parameters(), 0.1, 0.0))
-    assert names == [["embed.weight", "head.weight", "head.bias"]]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            [{"params": "haed.*", "lr": 0.5}],
-            "optimizer.groups.0.params: 'haed.*' matches no parameter; the nearest are head.bias, head.weight",
-        ),
-        (
-            [{"params": "*", "lr": 0.5}, {"params": "head.*", "lr": 0.5}],
-            "optimizer.groups.1.params: all it matches is frozen or in a group before it; move it up",
-        ),
-        (
-            [{"params": "*.bias", "weight_decay": 0.5}],
-            "optimizer.groups.0.weight_decay: biases and norms do not decay; set decay_all: true",
-        ),
-    ],
-)
-def test_groups_without_effect_are_errors(settings: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        parameter_groups(Model().named_parameters(), 0.1, 0.01, groups=settings)
-    assert str(error.value) == message
-
-
-def test_a_frozen_model_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no trainable parameter"):
-        parameter_groups(Model().requires_grad_(False).named_parameters(), 0.1, 0.0)
-
-
-def test_muon_takes_hidden_matrices() -> None:
-    model = Model()
-    assert muon_matrices(model) == {"body.0.weight", "body.2.weight"}
-    assert muon_matrices(model, ["body.0.*"]) == {"body.2.weight"}
-    chosen = muon_matrices(model)
-    groups = parameter_groups(model.named_parameters(), 0.1, 0.01, orthogonalize=chosen)
-    names = names_in(model, groups)
-    assert {n for g, ns in zip(groups, names, strict=True) if g["orthogonalize"] for n in ns} == chosen
-    Muon(groups)
-
-
-def test_muon_without_hidden_matrix_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="this model has none; use adamw"):
-        muon_matrices(nn.Linear(3, 2))
-    with pytest.raises(ConfigError, match=r"optimizer.adamw: 'boby.\*' matches no parameter"):
-        muon_matrices(Model(), ["boby.*"])
-
-
 # ---- settings
 
 
@@ -376,3 +273,25 @@ def test_fused_is_offered_where_torch_has_it() -> None:
 def test_settings_that_contradict_are_refused(settings: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("late", [False, True])
+def test_the_kernel_alone_is_the_whole_step(kind: Any, late: bool) -> None:
+    """Also where a parameter gets its first gradient later than the others, and groups differ."""
+    weights: list[list[Tensor]] = []
+    for alone in (False, True):
+        params = [nn.Parameter(p.detach().clone()) for p in shapes()]
+        groups = [{"params": params[:1], "lr": 0.03, "weight_decay": 0.1}, {"params": params[1:]}]
+        optimizer = kind(groups, lr=0.01, fused=True)
+        update = update_function(optimizer) if alone else optimizer.step
+        for step in range(STEPS):
+            for p, grad in zip(params, gradients(params, step), strict=True):
+                p.grad = grad
+            if late and step < 2:
+                params[-1].grad = None
+            optimizer.param_groups[0]["lr"] = rate(step)
+            update()
+        states = [optimizer.state[p].get(name, p) for p in params for name in ("step", "exp_avg", "exp_avg_sq")]
+        weights.append([p.detach() for p in params] + states)
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

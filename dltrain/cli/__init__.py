@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from dltrain.cli import listing, models, sweeps, training
 from dltrain.errors import ConfigError, DltrainError, Stopped, TrainingError
+from dltrain.names import first_line
 
 
 class _Commands(TyperGroup):
@@ -101,13 +102,11 @@ def main() -> None:
             raise
         _end(f"the output cannot be written: {error.strerror}", 1)
     except Exception as error:
-        if _out_of_memory(error):
-            advice = "set train.micro_batch_size (without dropout and BatchNorm the result stays the same)"
-            _end(
-                f"out of memory: {str(error).partition(chr(10))[0]}; {advice} or a smaller model",
-                TrainingError.exit_code,
-            )
         from dltrain.build import is_users, user_failure
+        from dltrain.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            _end(f"out of memory: {first_line(error)}; choose a smaller model or input", TrainingError.exit_code)
 
         if not is_users(error):
             raise
@@ -123,11 +122,6 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the whole process)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    texts = ("can't allocate memory", "out of memory", "Unable to allocate", "size calculation overflowed")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def _end(message: str, code: int) -> None:

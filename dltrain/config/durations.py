@@ -16,8 +16,9 @@ from dltrain.config.schema.base import InWords
 _PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(%|[a-z]+)\s*")
 _UNITS = {"step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs", "%": "%"}
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
+_TIMES = dict.fromkeys(_SECONDS, "s")
 _EXAMPLES = "'500 steps', '10 epochs'"
-_LENGTHS = "'500 steps' or '10 epochs'"
+_LENGTHS = "'500 steps', '10 epochs' or a time: '10 min'"
 
 
 class DurationValue(NamedTuple):
@@ -45,7 +46,7 @@ def parse(text: object) -> DurationValue:
 
 def parse_interval(text: object) -> DurationValue:
     """Read a duration that may also be a time: "30 s", "10 min", "1 h". Raises ValueError with what is possible."""
-    duration = _parse(text, dict.fromkeys(_SECONDS, "s"))
+    duration = _parse(text, _TIMES)
     if duration is not None:
         return duration
     try:
@@ -56,9 +57,9 @@ def parse_interval(text: object) -> DurationValue:
 
 def parse_length(text: object) -> DurationValue:
     """Read the length of a whole training, which is no share of itself. Raises ValueError with what is possible."""
-    if _parse(text, {"%": "%"}) is not None or _parse(text, _UNITS) is None:
+    if _parse(text, {"%": "%"}) is not None or (_parse(text, _UNITS) is None and _parse(text, _TIMES) is None):
         raise ValueError(f"possible: {_LENGTHS}")
-    return parse(text)
+    return parse_interval(text)
 
 
 def more_than_nothing(duration: DurationValue) -> DurationValue:
@@ -106,7 +107,7 @@ Length = Annotated[
     BeforeValidator(parse_length),
     AfterValidator(more_than_nothing),
     PlainSerializer(str),
-    WithJsonSchema({"type": "string", "examples": ["500 steps", "10 epochs"]}),
+    WithJsonSchema({"type": "string", "examples": ["500 steps", "10 epochs", "10 min"]}),
     InWords(_LENGTHS),
 ]
 """A duration of a whole training."""

@@ -29,8 +29,9 @@ from dltrain.device import limit_threads
 from dltrain.errors import ConfigError, Diverged, DltrainError, Stopped, TrainingError
 from dltrain.metrics import HIGHER_IS_BETTER
 from dltrain.names import did_you_mean, first_line
-from dltrain.plan import make_plan
+from dltrain.plan import Plan, make_plan
 from dltrain.run import read_metrics
+from dltrain.state import State
 from dltrain.sweep.journal import finite
 from dltrain.sweep.space import SPACE, trial_file
 from dltrain.train import fit
@@ -96,11 +97,8 @@ class _Observer:
         self.reports: list[float | None] = []
         self.is_pruned = False
 
-    def begin(
-        self, folder: Path, data: Prepared, model: torch.nn.Module, step: int, total: int, steps_per_epoch: int
-    ) -> None:
-        self._total_steps = total
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    def begin(self, folder: Path, plan: Plan) -> None:
+        self.num_parameters = sum(parameter.numel() for parameter in plan.network.model.parameters())
         self._connection.send(("started", {"run": os.path.relpath(folder, self._job.folder)}))
 
     def row(self, row: dict[str, Any]) -> None:
@@ -111,8 +109,8 @@ class _Observer:
             self.is_pruned = True
             raise Stopped(f"pruned after {len(self.reports)} evaluations", signal.SIGTERM)
 
-    def step(self, state: Any) -> None:
-        pass
+    def step(self, state: State) -> None:
+        self._total_steps = state.total_steps
 
     def say(self, text: str) -> None:
         pass

@@ -72,15 +72,22 @@ SECTIONS: dict[str, dict[int, tuple[str, str]]] = {
         ),
         17: ("gradient is infinite, loss is finite", "Likewise."),
         18: ("NaN in a validation metric alone", "Is null in the metrics, and never the best."),
-        19: ("divergence without NaN", "Ends with code 4 once loss or weights are not finite."),
+        19: (
+            "divergence without NaN",
+            "Is said once the loss is far above the start; ends with code 4 once loss or weights are not finite.",
+        ),
         20: ("float16 steps that overflow", "Are skipped, and training goes on."),
         21: ("micro-batches against whole batches", "Give the same weights: each counts by its share of the targets."),
         22: ("small last batch of an epoch", "Is a step like the others; a batch never reaches into the next epoch."),
         23: ("frozen or unused parameters", "Stay as they are; a model with nothing to learn is refused."),
         24: ("dropout in evaluation", "Is off there, and on again afterwards."),
         25: ("EMA or schedule-free weights", "Both sets are in the checkpoint, and evaluation takes the averaged one."),
-        26: ("out of memory in a step", "Ends with code 4 and advice."),
-        27: ("out of memory in an evaluation", "Ends with code 4 and advice."),
+        26: (
+            "out of memory in a step",
+            "Micro-batches are halved, with the same result; said, logged, and remembered. At one sample, or where "
+            "BatchNorm would see other batches, ends with code 4 and what to do.",
+        ),
+        27: ("out of memory in an evaluation", "Batches of the evaluation are halved, with the same result."),
         28: ("same seed twice", "Gives the same bytes; what else the numbers depend on is recorded."),
         29: ("number of loader workers", _NO_WORKERS),
         30: ("seeds of loader workers", f"{_NO_WORKERS} Augmentation is a function of seed and step."),
@@ -201,7 +208,10 @@ ELSEWHERE: dict[int, list[str]] = {
         "test_train::test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint",
     ],
     18: ["test_train::test_a_metric_that_is_undefined_is_null_and_never_the_best"],
-    19: ["test_train::test_a_rate_that_blows_up_the_weights_is_a_training_error"],
+    19: [
+        "test_nonfinite::test_a_loss_far_above_the_start_is_said_once",
+        "test_train::test_a_rate_that_blows_up_the_weights_is_a_training_error",
+    ],
     20: ["test_train::test_a_float16_step_that_overflows_is_skipped_and_training_goes_on"],
     21: ["test_equivalence::test_micro_batches_add_up_to_the_whole_batch"],
     23: [

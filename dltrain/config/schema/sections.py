@@ -156,7 +156,9 @@ class Train(Settings):
     """How long, in what portions, on what and how exactly."""
 
     duration: Length = Field(
-        DurationValue(10, "epochs"), description="length of the training: '20 epochs' or '5000 steps'"
+        DurationValue(10, "epochs"),
+        description="length of the training: '20 epochs', '5000 steps', or a time such as '10 min', into which the "
+        "schedule and the last evaluation fit",
     )
     batch_size: int = Field(64, ge=1, description="samples of one optimizer step, over all micro-batches")
     micro_batch_size: int | None = Field(
