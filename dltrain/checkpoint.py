@@ -246,7 +246,9 @@ def load_optimizer_state(optimizer: Optimizer, model: nn.Module, tensors: dict[s
             optimizer.param_groups[int(owner[1:])][key.removesuffix("#")] = value
             continue
         parameter = parameters[owner]
-        if isinstance(value, Tensor) and (value.dim() > 0 or _on_device(optimizer)):
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)  # in memory as the parameter is
+        elif isinstance(value, Tensor) and (value.dim() > 0 or _on_device(optimizer)):
             value = value.to(parameter.device)
         optimizer.state[parameter][key.removesuffix("#")] = value
 

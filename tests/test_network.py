@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from dltrain.build import Builder
 from dltrain.checkpoint import Checkpoint
@@ -298,10 +297,16 @@ def test_initial_weights_follow_from_the_seed_alone():
     def weights(seed):
         torch.manual_seed(torch.initial_seed() + 1)
         _, _, network = build("images", "type: convnet, channels: [4]", f"seed: {seed}")
-        return nn.utils.parameters_to_vector(network.model.parameters())
+        return torch.cat([parameter.flatten() for parameter in network.model.parameters()])
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))
+
+
+def test_convolutions_have_channels_last():
+    for model in ("type: convnet, channels: [4, 8]", "type: resnet, depth: 20"):
+        kernels = [p for p in build("images", model)[2].model.parameters() if p.dim() == 4]
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 def test_augmentation_that_does_not_fit_the_data_is_an_error_with_its_place():
