@@ -41,6 +41,8 @@ class State:
     """Steps whose update was left out, since loss or gradient was not finite."""
     num_rollbacks: int = 0
     """Returns to a checkpoint for the same reason; each halves the learning rate."""
+    compiled: bool | None = None
+    """Whether the compiled form of the model is trained, on which the last bits depend; None until it is decided."""
     row: dict[str, Any] = field(default_factory=dict)
     """The last line of metrics."""
     best: Checkpoint | None = None
@@ -129,6 +131,7 @@ class State:
             "scores": scores,
             "num_skipped_steps": self.num_skipped_steps,
             "num_rollbacks": self.num_rollbacks,
+            "compiled": self.compiled,
         }
         return Checkpoint(tensors, {**meta, **numbers, "scaler": self.scaler.state_dict() if self.scaler else None})
 
@@ -152,6 +155,7 @@ class State:
         self.step, self.elapsed_s, self.row = meta["step"], meta["elapsed_s"], meta["metrics"]
         self.scores = [math.nan if score is None else score for score in meta["scores"]]
         self.num_skipped_steps, self.num_rollbacks = meta["num_skipped_steps"], meta["num_rollbacks"]
+        self.compiled = meta.get("compiled")
 
 
 def averaged_copy(model: nn.Module) -> nn.Module:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from dltrain import records
 from dltrain.build import Builder
+from dltrain.compilation import training_form
 from dltrain.config.validate import ConfigFile
 from dltrain.console import Progress, Watcher
 from dltrain.curves import draws_curves
 from dltrain.data.batches import epoch_order
 from dltrain.data.prepare import Inputs, prepare
-from dltrain.device import autocast, compiled
+from dltrain.device import autocast
 from dltrain.diagnosis import first_not_finite
 from dltrain.errors import Diverged, Stopped
 from dltrain.evaluation import evaluate_columns
@@ -102,7 +103,12 @@ def fit(
     model_tensors = tensors_of(model)
     classes = train.target if isinstance(train.target, Tensor) else None
     lengths = train.lengths
-    forward = watched("forward", compiled(model, config.train.compile))
+    with run.closed_on_error():
+        form, told = training_form(plan, config)
+    if told:
+        progress.say(told)
+        run.log(told)
+    forward = watched("forward", form)
     context = autocast(device, config.train.precision)
     loss_function = watched("loss", network.loss)
     penalties = [watched("penalty", term) for term in regularizer.penalties]
