@@ -127,10 +127,12 @@ def _compiled(model: nn.Module, *, dynamic: bool) -> nn.Module:
 
     What is compiled is kept in the cache of dltrain, unless that is switched off or torch is told of another place.
     """
-    if (folder := cache_folder()) is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
     import torch.fx.experimental._config as shapes
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+    told = os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # torch sets it itself as it is imported
+    if told == default_cache_dir() and (folder := cache_folder()) is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     torch.compiler.reset()  # of a training before this one in the same process
     shapes.use_duck_shape = False  # else a batch whose sizes are equal by chance gets code of its own, if it is first
     return cast(nn.Module, torch.compile(model, dynamic=dynamic))

@@ -167,16 +167,27 @@ def test_sequences_of_all_lengths_are_compiled_once(tmp_path: Path, monkeypatch:
     assert 1 <= counter.frame_count <= 2  # sizes of one are a case of their own
 
 
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_where_the_user_has_a_say_in_the_cache_of_torch_it_stays(monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    place = "/elsewhere" if cache == "on" else default_cache_dir()
+    monkeypatch.setenv("DLTRAIN_CACHE", "/cache" if cache == "on" else "off")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", place)
+    compilation._compiled(nn.Linear(2, 2), dynamic=False)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == place
+
+
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # by a module of torch itself
 def test_a_compiled_training_is_resumed_and_verified_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.utils import counters
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     monkeypatch.setenv("DLTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # it is put back after the test
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
     file = small_config(tmp_path, with_compile(True, checkpoint_every="5 steps"))
     whole = Path(fit(file, root=tmp_path / "whole")["run"])
     assert log_line(whole).startswith("compile: took ")
