@@ -6,6 +6,7 @@ run began with, and what is compiled for a batch depends on the shape of that ba
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,14 +39,21 @@ def training_form(plan: Plan, config: Config) -> tuple[nn.Module, str]:
 
     Raises TrainingError if torch cannot compile a model that has to be compiled.
     """
-    state, setting = plan.state, config.train.compile
-    model, steps_left = state.model, plan.clock.total_steps - state.step
+    state, setting, steps_left = plan.state, config.train.compile, plan.clock.total_steps - plan.state.step
     if state.compiled is None and setting != "auto":
         state.compiled = setting is True
     if state.compiled is False or steps_left <= 0:
-        return model, ""
-    inputs, target = _batch(plan, config)
-    passes_left = steps_left * -(-config.train.batch_size // len(target))
+        return state.model, ""
+    with _left_as_it_is(state.model, plan.device):
+        form, told = _try(plan, config, steps_left, must=state.compiled is True)
+    state.compiled = form is not None
+    return (state.model if form is None else form), f"compile: {told}"
+
+
+def _try(plan: Plan, config: Config, steps_left: int, *, must: bool) -> tuple[nn.Module | None, str]:
+    """Return the compiled form if it pays, or `must` be, else None; and what is found, in words."""
+    model, (inputs, target) = plan.state.model, _batch(plan, config)
+    passes_left = steps_left * math.ceil(config.train.batch_size / len(target))
     passes_left *= 2 if config.regularization.sam is not None else 1
 
     def pass_s(form: nn.Module) -> float:
@@ -58,34 +66,29 @@ def training_form(plan: Plan, config: Config) -> tuple[nn.Module, str]:
             torch.cuda.synchronize(plan.device)
         return time.perf_counter() - began
 
-    with _left_as_it_is(model, plan.device):
-        if state.compiled is None:
-            (eager_s,) = _fastest(pass_s, [model])
-            reason = _not_worth_a_try(plan.device, eager_s * passes_left)
-            if reason:
-                state.compiled = False
-                return model, f"compile: no, {reason}"
-        form = _compiled(model, dynamic=plan.train.lengths is not None)
-        try:
-            compiling_s = pass_s(form)
-        except DltrainError:
-            raise
-        except Exception as error:  # whatever the compiler does with a model of the user's own
-            reason = f"torch cannot compile the model: {first_line(getattr(error, 'inner_exception', error))}"
-            if state.compiled:
-                raise TrainingError(f"train.compile: {reason}; false or auto train it as it is") from error
-            state.compiled = False
-            return model, f"compile: no, {reason}"
-        if state.compiled:
-            return form, f"compile: took {compiling_s:.0f} s"
-        eager_s, compiled_s = _fastest(pass_s, [model, form])
+    if not must:
+        (eager_s,) = _fastest(pass_s, [model])
+        if reason := _not_worth_a_try(plan.device, eager_s * passes_left):
+            return None, f"no, {reason}"
+    form = _compiled(model, dynamic=plan.train.lengths is not None)
+    try:
+        compiling_s = pass_s(form)
+    except DltrainError:
+        raise
+    except Exception as error:  # whatever the compiler does with a model of the user's own
+        reason = f"torch cannot compile the model: {first_line(getattr(error, 'inner_exception', error))}"
+        if must:
+            raise TrainingError(f"train.compile: {reason}; false trains it as it is") from error
+        return None, f"no, {reason}"
+    if must:
+        return form, f"took {compiling_s:.0f} s"
+    eager_s, compiled_s = _fastest(pass_s, [model, form])
     # Batches of another shape, as the last of an epoch, are compiled for in turn, which takes as long once more.
-    state.compiled = (eager_s - compiled_s) * passes_left > compiling_s
-    told = (
-        f"compile: {'yes' if state.compiled else 'no'}, forward and backward take {1000 * compiled_s:.3g} ms compiled "
-        f"and {1000 * eager_s:.3g} ms as they are; compiling took {compiling_s:.0f} s"
+    pays = (eager_s - compiled_s) * passes_left > compiling_s
+    return form if pays else None, (
+        f"{'yes' if pays else 'no'}, forward and backward take {1000 * compiled_s:.3g} ms compiled and "
+        f"{1000 * eager_s:.3g} ms as they are; compiling took {compiling_s:.0f} s"
     )
-    return (form if state.compiled else model), told
 
 
 def _batch(plan: Plan, config: Config) -> tuple[Inputs, Tensor]:

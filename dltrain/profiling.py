@@ -106,9 +106,12 @@ class Profile:
     def __exit__(self, *exception: object) -> None:
         if self._mode == "warm up" or (self._mode == "timed" and not self._num_steps):
             self._say("profile: none, since the training ended before its first steps were over")
-        elif self._mode != "off":
-            while self._mode != "off":
-                self._next_mode()
+        elif self._mode == "timed":
+            self._text = self._parts_text()
+            self._finish()
+        elif self._mode == "traced":
+            self._next_mode()
+        self._mode = "off"
 
     def _enter(self, name: str) -> None:
         """End the part that is under way and begin the next."""
@@ -146,14 +149,13 @@ class Profile:
 
     def _finish(self) -> None:
         """Write trace and text into the run directory and show the text."""
-        assert self._profiler is not None
-        self._profiler.stop()
-        if self._num_steps:
+        if self._profiler is not None:
+            self._profiler.stop()
+        if self._profiler is not None and self._num_steps:
             self._text += _operators_text(self._profiler, self._num_steps, self._plan.device)
             with writing(self._run / TRACE) as path:
                 self._profiler.export_chrome_trace(str(path))
             self._text.append(f"trace of {self._num_steps} steps: {self._run / TRACE}, for https://ui.perfetto.dev")
-        self._profiler = None
         with writing(self._run / TEXT) as path:
             path.write_text("\n".join(self._text) + "\n", encoding="utf-8")
         for line in ["", *self._text, ""]:
