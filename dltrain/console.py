@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dltrain.data.prepare import Prepared
     from dltrain.plan import Plan
     from dltrain.state import State
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SECONDS_BETWEEN_DRAWS = 0.2
 _ROWS_PER_HEADER = 20
@@ -54,6 +56,19 @@ def out_console() -> Console:
     """Return the console of results: stdout."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160, no_color=True)
+
+
+class Watcher(Protocol):
+    """What looks at a training from outside, step by step, and changes none of its numbers."""
+
+    def begin(self, run: Path, plan: Plan) -> None:
+        """Be told of the training, before its first step: its run directory, and what the loop was given."""
+
+    def part(self, name: str, function: Function) -> Function:
+        """Return the form in which the loop calls `function`, a part of a step: data, forward, loss and so on."""
+
+    def step(self, state: State, num_samples: int) -> None:
+        """Be told that a step of so many samples is done; metrics and checkpoints follow."""
 
 
 class Progress:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, cast
@@ -104,12 +106,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def compiled(model: nn.Module, on: bool) -> nn.Module:
-    """Return the form of `model` that is called in training; state is always taken from `model` itself."""
-    if not on:
-        return model
-    wrapped: nn.Module = torch.compile(model)  # type: ignore[assignment]
-    return wrapped
+def missing_compiler(device: torch.device) -> str:
+    """Return what torch.compile needs on `device` and this machine has not, in words; "" if it may work."""
+    if device.type == "cuda":
+        return "" if importlib.util.find_spec("triton") else "triton is not installed, which torch compiles with"
+    program = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return "" if shutil.which(program) else f"there is no C++ compiler ({program}), which torch compiles with"
 
 
 def without_compiler() -> None:

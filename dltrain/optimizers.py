@@ -36,13 +36,20 @@ def averages(optimizer: Optimizer) -> bool:
     return hasattr(optimizer, "average_into")
 
 
-def update_function(optimizer: Optimizer) -> Callable[[], object]:
-    """Return what carries out a step of `optimizer`.
+def update_function(optimizer: Optimizer, scaler: Any = None) -> Callable[[], object]:
+    """Return what carries out a step of `optimizer`; a `scaler` (torch.amp.GradScaler) leaves out one that overflowed.
 
     For torch's own optimizers it is their `step` without what torch wraps around it: hooks and a profiler range (some
     10 us), and an import of torch._dynamo (over 1 s at the first step). For fused Adam and AdamW it is the kernel
     alone, with the same bits at half the cost (benchmarks/LOG.md). Others are called as they are.
     """
+
+    def scaled_update() -> None:
+        scaler.step(optimizer)
+        scaler.update()
+
+    if scaler is not None:
+        return scaled_update
     cls = type(optimizer)
     if not cls.__module__.startswith("torch.optim."):
         return optimizer.step

@@ -25,7 +25,7 @@ from dltrain.config.schema.base import Component, Settings, UserComponent
 from dltrain.data.batches import steps_per_epoch
 from dltrain.data.columns import Columns
 from dltrain.data.prepare import Inputs, Prepared, prepare
-from dltrain.device import open_device, set_deterministic, set_threads, without_compiler
+from dltrain.device import missing_compiler, open_device, set_deterministic, set_threads, without_compiler
 from dltrain.errors import ConfigError
 from dltrain.metrics import HIGHER_IS_BETTER, PRIMARY
 from dltrain.names import did_you_mean
@@ -126,7 +126,9 @@ def make_plan(builder: Builder, preparation: Preparation = prepare) -> Plan:
     config, settings = builder.file.config, builder.file.config.train
     device = open_device(settings.device)
     set_deterministic(settings.deterministic)
-    if not settings.compile:
+    if settings.compile is True and (missing := missing_compiler(device)):
+        raise ConfigError(f"{builder.file.place('train', 'compile')}: is true, and {missing}; set it to auto or false")
+    if settings.compile is not True:
         without_compiler()
 
     data = preparation(builder, raw_targets=needs_raw_targets(builder))

@@ -49,6 +49,8 @@ class State:
     """Steps whose update was left out, since loss or gradient was not finite."""
     num_rollbacks: int = 0
     """Returns to a checkpoint for the same reason; each halves the learning rate."""
+    compiled: bool | None = None
+    """Whether the compiled form of the model is trained, on which the last bits depend; None until it is decided."""
     row: dict[str, Any] = field(default_factory=dict)
     """The last line of metrics."""
     best: Checkpoint | None = None
@@ -140,6 +142,7 @@ class State:
             "first_loss": self.first_loss,
             "num_skipped_steps": self.num_skipped_steps,
             "num_rollbacks": self.num_rollbacks,
+            "compiled": self.compiled,
         }
         return Checkpoint(tensors, {**meta, **numbers, "scaler": self.scaler.state_dict() if self.scaler else None})
 
@@ -167,6 +170,7 @@ class State:
         self.micro_batch_size = min(self.micro_batch_size, meta.get("micro_batch_size", self.micro_batch_size))
         self.eval_batch_size = min(self.eval_batch_size, meta.get("eval_batch_size", self.eval_batch_size))
         self.first_loss = meta.get("first_loss")
+        self.compiled = meta.get("compiled")
 
 
 def averaged_copy(model: nn.Module) -> nn.Module:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from dltrain import records
 from dltrain.build import Builder
+from dltrain.compilation import training_form
 from dltrain.config.validate import ConfigFile
-from dltrain.console import Progress
+from dltrain.console import Progress, Watcher
 from dltrain.curves import draws_curves
 from dltrain.data.batches import epoch_order
 from dltrain.data.prepare import Inputs, prepare
-from dltrain.device import autocast, compiled
+from dltrain.device import autocast
 from dltrain.diagnosis import first_not_finite
 from dltrain.errors import Diverged, Stopped
 from dltrain.evaluation import evaluate_columns
@@ -51,6 +52,7 @@ def fit(
     root: str | Path = "runs",
     resume: str | Path | None = None,
     progress: Progress | None = None,
+    watcher: Watcher | None = None,
     trusted: Sequence[str] | None = None,
     preparation: Preparation = prepare,
     curves: bool = True,
@@ -62,6 +64,7 @@ def fit(
         root: folder in which the run directory `<name>/<n>` is made.
         resume: run directory to go on with instead, from its last checkpoint.
         progress: where to show what happens; None for silence.
+        watcher: what is to know of each step, and how long each part of one takes.
         trusted: None if the user gave the config; else the code named by it that may run (see `Builder`).
         preparation: gives the data; several trainings on the same data can share them.
         curves: whether curves.png is drawn, which takes longer than a small training.
@@ -77,7 +80,7 @@ def fit(
     plan = make_plan(Builder(file, trusted), preparation)
     device, train, val, network = plan.device, plan.train, plan.data.splits.get("val"), plan.network
     state, regularizer = plan.state, plan.regularizer
-    model, optimizer, loss_function = state.model, state.optimizer, network.loss
+    model, optimizer = state.model, state.optimizer
     batch_size = config.train.batch_size
     epoch_steps, budget = plan.epoch_steps, plan.budget
 
@@ -94,16 +97,28 @@ def fit(
     progress.begin(run.folder, plan)
     if damage:
         progress.say(damage)
+    if watcher is not None:
+        watcher.begin(run.folder, plan)
 
     # ---- 3. The parts of a step -------------------------------------------------------------------------------------
+    watched = watcher.part if watcher is not None else lambda _, function: function
+    order_of, batch_of = watched("data", epoch_order), watched("data", train.batch)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     averaged_tensors = tensors_of(state.averaged) if state.averaged is not None else []
     model_tensors = tensors_of(model)
     classes = train.target if isinstance(train.target, Tensor) else None
     lengths = train.lengths
-    forward = compiled(model, config.train.compile)
+    with run.closed_on_error():
+        form, told = training_form(plan, config)
+    if told:
+        progress.say(told)
+        run.log(told)
+    forward = watched("forward", form)
     context = autocast(device, config.train.precision)
-    update = update_function(optimizer)
+    loss_function = watched("loss", network.loss)
+    penalties = [watched("penalty", term) for term in regularizer.penalties]
+    backward = watched("backward", Tensor.backward)
+    update = watched("update", update_function(optimizer, state.scaler))
     scaled = (lambda loss: loss) if state.scaler is None else state.scaler.scale
     rng = torch.Generator(device)
     outputs: list[tuple[Tensor, Tensor]] = []  # of the step, with their targets
@@ -118,11 +133,11 @@ def fit(
 
         Micro-batches of `size` samples add up to the whole batch: each counts by its share of the targets.
         """
-        weight = count(loss_function, target)
+        weight = count(network.loss, target)
 
         def loss_of(output: Tensor, part: Tensor) -> Tensor:
             loss = loss_function(output, part)
-            return loss if len(part) == len(target) else loss * (count(loss_function, part) / weight)
+            return loss if len(part) == len(target) else loss * (count(network.loss, part) / weight)
 
         for parameter in parameters:
             parameter.grad = None
@@ -140,14 +155,14 @@ def fit(
                 if mixed is not None:
                     other_loss = loss_of(output, target[mixed.partner[part]])
                     part_loss = mixed.share * part_loss + (1 - mixed.share) * other_loss
-            scaled(part_loss).backward()
+            backward(scaled(part_loss))
             loss = part_loss.detach() if loss is None else loss + part_loss.detach()
             if measure:
                 outputs.append((output.detach(), part_target))
-        if not regularizer.penalties:
+        if not penalties:
             return loss, None, weight
-        penalty: Any = sum(term() for term in regularizer.penalties)
-        scaled(penalty).backward()
+        penalty: Any = sum(term() for term in penalties)
+        backward(scaled(penalty))
         return loss, penalty.detach(), weight
 
     def halved(name: str, size: int, failure: str) -> None:
@@ -178,10 +193,10 @@ def fit(
             # batch
             epoch, batch = divmod(state.step, epoch_steps)
             if batch == 0 or len(order) == 0:
-                order = epoch_order(len(train), config.seed, epoch, config.train.sampler, classes, lengths, batch_size)
+                order = order_of(len(train), config.seed, epoch, config.train.sampler, classes, lengths, batch_size)
                 order = order.to(train.device)
             samples = order[batch * batch_size : (batch + 1) * batch_size]
-            inputs, target = train.batch(samples, device)
+            inputs, target = batch_of(samples, device)
             seed_everything(device, config.seed, STEP, state.step)
             inputs, mixed = network.transform(inputs), None
             if plan.augment or regularizer.mix is not None:
@@ -231,11 +246,7 @@ def fit(
                 if regularizer.gradient_noise is not None:
                     rng.manual_seed(seed_of(config.seed, NOISE, state.step))
                     regularizer.gradient_noise(parameters, state.step, rng)
-                if state.scaler is None:
-                    update()
-                else:
-                    state.scaler.step(optimizer)
-                    state.scaler.update()
+                update()
                 if regularizer.max_norm is not None:
                     regularizer.max_norm()
                 if regularizer.average is not None:
@@ -252,6 +263,8 @@ def fit(
             if budget is not None:
                 state.total_steps = budget.total_steps(state.step, state.elapsed_s)
             progress.step(state)
+            if watcher is not None:
+                watcher.step(state, len(target))
 
             # metrics, validation
             if state.step % plan.evaluate_every == 0 or state.step == state.total_steps:

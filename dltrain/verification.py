@@ -9,28 +9,36 @@ import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dltrain import checkpoint as checkpoints
 from dltrain.checkpoint import LAST, PREVIOUS, Checkpoint
-from dltrain.console import Progress
+from dltrain.console import Function
 from dltrain.errors import CheckpointError, Stopped, TrainingError
 from dltrain.network import config_of
+from dltrain.plan import Plan
+from dltrain.state import State
 from dltrain.train import fit
 
 _OF_THE_CLOCK = ("elapsed_s", "samples_per_s")
 
 
-class _StopAt(Progress):
+class _StopAt:
     """Stops the training after a step, as a signal would."""
 
     def __init__(self, step: int) -> None:
-        super().__init__("off")
         self.last_step = step
 
-    def step(self, state: Any) -> None:
+    def begin(self, run: Path, plan: Plan) -> None:
+        """See `Watcher`."""
+
+    def part(self, name: str, function: Function) -> Function:
+        """Leave the parts of a step as they are."""
+        return function
+
+    def step(self, state: State, num_samples: int) -> None:
+        """Stop, if this was the last step."""
         if state.step == self.last_step:
             signal.raise_signal(signal.SIGTERM)
 
@@ -79,7 +87,7 @@ def _train_again(run: Path, before: Checkpoint, last: int, trusted: Sequence[str
                 shutil.copy(run / name, copy / name)
         file = config_of(before, os.path.join(run, "checkpoints", PREVIOUS))
         with contextlib.suppress(Stopped):
-            fit(file, resume=copy, progress=_StopAt(last), trusted=trusted, curves=False)
+            fit(file, resume=copy, watcher=_StopAt(last), trusted=trusted, curves=False)
         return checkpoints.load(copy / "checkpoints" / LAST)
 
 

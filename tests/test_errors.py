@@ -180,10 +180,10 @@ def test_whole_numbers(size: str, problem: str) -> None:
     ("setting", "problem"),
     [
         ("train: {compile: on}",
-         "3:18: train.compile: is 'on'; possible: true or false; YAML 1.2 reads on, off, yes and no as text"),
+         "3:18: train.compile: is 'on'; possible: true or false, or auto; YAML 1.2 reads on, off, yes and no as text"),
         ("train: {compile: 'true'}",
-         "3:18: train.compile: is 'true'; possible: true or false; write it without quotes"),
-        ("train: {compile: 1}", "3:18: train.compile: is 1; possible: true or false"),
+         "3:18: train.compile: is 'true'; possible: true or false, or auto; write it without quotes"),
+        ("train: {compile: 1}", "3:18: train.compile: is 1; possible: true or false, or auto"),
         ("name: 012",
          "3:7: name: is 012; possible: letters and digits, inside also '.', '_' and '-', or null; "
          'write it in quotes: "012"'),

@@ -42,7 +42,7 @@ LAYERS = [
     ["device", "checkpoint", "run"],
     ["network", "state", "curves", "listing"],
     ["plan"],
-    ["evaluation", "prediction", "inspection", "records"],
+    ["evaluation", "prediction", "inspection", "records", "profiling", "compilation"],
     ["train"],
     ["difference"],
     ["comparison", "sweep", "verification"],

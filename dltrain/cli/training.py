@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +16,7 @@ from dltrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from dltrain.config.validate import ConfigFile
+    from dltrain.profiling import Profile
 
 
 def fit(
@@ -40,6 +44,9 @@ def fit(
             min=2, help="Train this many times, with the seeds from the config's on; show mean and deviation."
         ),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure some steps: say where their time goes, and write a trace.")
+    ] = False,
     trust: TrustOption = None,
 ) -> None:
     """Train a model and write checkpoints and metrics into a new run directory."""
@@ -49,6 +56,10 @@ def fit(
         raise ConfigError("fit: needs a CONFIG, or --resume RUN")
     if resume is not None and (seeds or (tag and not is_auto)):
         raise ConfigError("--resume: a resumed run keeps its tags and its seed; leave --tag and --seeds out")
+    if seeds and profile:
+        raise ConfigError("--profile: is of one training; leave --seeds out")
+    if profile:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch is imported; it would write to stderr
     from dltrain import listing
 
     tags = listing.read_tags(tag or [])
@@ -66,7 +77,10 @@ def fit(
 
     _prepare_to_train(quiet)
     progress = Progress("off" if quiet else "on")
-    summary = fit(listing.tagged(file, tags), root=out, resume=resume, progress=progress, trusted=trusted)
+    with _profile(progress.say) if profile else nullcontext() as watcher:
+        summary = fit(
+            listing.tagged(file, tags), root=out, resume=resume, progress=progress, watcher=watcher, trusted=trusted
+        )
     summary |= {"set": file.changes, "tags": listing.read_run(Path(summary["run"])).tags}
     if json_:
         print_json(summary)
@@ -112,6 +126,12 @@ def _fit_seeds(
         print_json(study)
     else:
         comparison.show_seeds(study)
+
+
+def _profile(say: Callable[[str], None]) -> Profile:
+    from dltrain.profiling import Profile
+
+    return Profile(say)
 
 
 def _prepare_to_train(quiet: bool) -> None:

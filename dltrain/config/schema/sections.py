@@ -194,7 +194,11 @@ class Train(Settings):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of activations; weights stay float32"
     )
-    compile: bool = Field(False, description="compile the model with torch.compile; pays for long runs")
+    compile: bool | Literal["auto"] = Field(
+        False,
+        description="train the form of the model that torch.compile makes; auto tries it for long trainings, and keeps "
+        "it where it is faster",
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads; null: OMP_NUM_THREADS, else one for small models and all cores for others"
     )
