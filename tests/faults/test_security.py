@@ -170,9 +170,6 @@ HUGE_MODELS: list[dict[str, object]] = [
     {"type": "mlp", "hidden": [30_000, 30_000]},  # 3.6 GB, which a machine may have
     {"type": "mlp", "hidden": [2] * 19_000},
     {"type": "sequential", "layers": [{"type": "Linear", "out_features": 10**12}]},
-    {
-        "type": "sequential",
-    },
     {"type": "sequential", "layers": [{"type": "Linear", "out_features": 2}] * 3_000},
 ]
 
