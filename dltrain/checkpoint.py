@@ -9,6 +9,8 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 PREVIOUS = "previous.safetensors"
 """The last one before the last, for the case that this is found damaged."""
 _DAMAGED = "damaged.safetensors"
+_SLOW_S = 10.0
 
 # What every checkpoint has in its metadata; the last of a run has more.
 _META = {"aliases": dict, "config": dict, "facts": dict, "folder": str, "metrics": dict, "step": int}
@@ -75,6 +78,9 @@ def save(path: Path, checkpoint: Checkpoint, *, keep_as: str | None = None) -> N
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     header = {"dltrain": text, "sha256": _digest(tensors, text)}
     temporary = path.with_name(path.name + ".tmp")
+    slow = threading.Timer(_SLOW_S, _say_slow, (path,))
+    slow.daemon = True  # a second Ctrl-C is not kept waiting
+    slow.start()
     try:
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
@@ -86,6 +92,12 @@ def save(path: Path, checkpoint: Checkpoint, *, keep_as: str | None = None) -> N
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written: {error}{_free_space(path.parent)}") from None
+    finally:
+        slow.cancel()
+
+
+def _say_slow(path: Path) -> None:
+    sys.stderr.write(f"still writing {path} after {_SLOW_S:g} s: the disk is slow, or does not answer\n")
 
 
 def load(path: Path) -> Checkpoint:

@@ -176,6 +176,14 @@ def not_finite(
     )
 
 
+def beginning(verb: str, step: int, total_steps: int, device: torch.device) -> str:
+    """Return the first line of a process in the log: "start" or "resume", where, and all that its numbers depend on."""
+    host = environment(device)
+    versions = ", ".join(f"{name} {host[name]}" for name in ("dltrain", "torch", "python", "platform"))
+    where = f"host {host['host']} ({host['device']}), process {os.getpid()}, {host['num_threads']} threads"
+    return f"{verb} at step {step} of {total_steps} on {device}; {versions}; {where}"
+
+
 def how_to_resume(step: int, total_steps: int, folder: Any) -> str:
     """Return the message of a run that was stopped."""
     return (

@@ -85,7 +85,9 @@ def fit(
     else:
         run, damage = records.reopen(Path(resume), file, plan.data.facts, state)
     meta = records.meta(file, plan.data.facts, run.folder)
-    run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {total_steps} on {device}")
+    run.log(records.beginning("start" if resume is None else "resume", state.step, total_steps, device))
+    for note in plan.data.notes:
+        run.log(f"note: {note}")
     progress.begin(run.folder, plan.data, model, state.step, total_steps, epoch_steps)
     if damage:
         progress.say(damage)
@@ -161,7 +163,7 @@ def fit(
     stopped_early = regularizer.early_stop(state.scores)
     if state.step >= total_steps or stopped_early:
         progress.say("the run is finished already; nothing is left to train")
-    with run, draws_curves(run.folder) if curves else nullcontext(), StopRequest() as stop, progress:
+    with run, draws_curves(run, progress.say) if curves else nullcontext(), StopRequest() as stop, progress:
         began = time.perf_counter() - state.elapsed_s
         while state.step < total_steps and not stopped_early:
             # batch
