@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check soak data configs clean
+.PHONY: demo test check soak hashed pins data configs clean
 
 demo: .venv/installed  ## train the digits config
 	$(BIN)/dltrain fit configs/digits.yaml
@@ -37,6 +37,15 @@ configs: data  ## train every shipped config in full and compare with its expect
 .venv/installed-test: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
+
+hashed:  ## install what make test needs, each file checked by its SHA-256: for CI (Linux on x86-64, Python 3.11)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-ci.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch .venv/installed .venv/installed-test
+
+pins: .venv/installed-test  ## write requirements-ci.txt anew, after a change to pyproject.toml or constraints.txt
+	$(BIN)/python .ci/pin.py
 
 clean:
 	rm -rf .venv data build dist .pytest_cache .mypy_cache .ruff_cache
