@@ -90,6 +90,7 @@ class Soak:
         path, overrides = self.config(name)
         kills: list[str] = []
         for _ in range(1 + (rng.random() < _TWICE)):
+            whole_s, training_s = reference.whole_s, reference.training_s
             while True:  # until the kill comes before the end
                 logged = _logged(root)
                 child = (
@@ -98,14 +99,15 @@ class Soak:
                     else start_child(lambda: _go_on(path, overrides, root))
                 )
                 if rng.random() < _IN_PREPARATION:
-                    time.sleep(rng.uniform(0, reference.whole_s))
+                    time.sleep(rng.uniform(0, whole_s))
                 else:
                     _wait_for_run(child, root, logged)
-                    time.sleep(rng.uniform(0, reference.training_s))
+                    time.sleep(rng.uniform(0, training_s))
                 os.kill(child, signal.SIGKILL)
                 if _ended(child, _PATIENCE_S) == -signal.SIGKILL:
                     break
                 shutil.rmtree(root)
+                whole_s, training_s = whole_s / 2, training_s / 2  # the machine was busier when the reference was made
             kills.append(_where(root))
         status = (
             _ended(_process(path, overrides, root), _PATIENCE_S)
