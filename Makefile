@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check data configs clean
+.PHONY: demo test check soak hashed pins data configs clean
 
 demo: .venv/installed  ## train the digits config
 	$(BIN)/dltrain fit configs/digits.yaml
@@ -15,6 +15,10 @@ check: .venv/installed-test  ## lint, types, and the tests that take no processe
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
+
+soak: .venv/installed-test  ## 200 runs that are killed and resumed, and tens of thousands of damaged files; most of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak
+	DLTRAIN_FUZZ=10000 $(BIN)/python -m pytest -n 2 --dist load tests/faults/test_fuzz.py
 
 data: .venv/installed-test  ## make the files that the configs train on; espeak-ng speaks those of spoken_digits.yaml
 	$(BIN)/python -m tests.make_data data
@@ -33,6 +37,15 @@ configs: data  ## train every shipped config in full and compare with its expect
 .venv/installed-test: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
+
+hashed:  ## install what make test needs, each file checked by its SHA-256: for CI (Linux on x86-64, Python 3.11)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-ci.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch .venv/installed .venv/installed-test
+
+pins: .venv/installed-test  ## write requirements-ci.txt anew, after a change to pyproject.toml or constraints.txt
+	$(BIN)/python .ci/pin.py
 
 clean:
 	rm -rf .venv data build dist .pytest_cache .mypy_cache .ruff_cache

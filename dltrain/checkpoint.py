@@ -9,6 +9,8 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim import Optimizer
 
 from dltrain.data.sources.facts import check_facts
@@ -29,6 +32,7 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 PREVIOUS = "previous.safetensors"
 """The last one before the last, for the case that this is found damaged."""
 _DAMAGED = "damaged.safetensors"
+_SLOW_S = 10.0
 
 # What every checkpoint has in its metadata; the last of a run has more.
 _META = {"aliases": dict, "config": dict, "facts": dict, "folder": str, "metrics": dict, "step": int}
@@ -74,6 +78,9 @@ def save(path: Path, checkpoint: Checkpoint, *, keep_as: str | None = None) -> N
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     header = {"dltrain": text, "sha256": _digest(tensors, text)}
     temporary = path.with_name(path.name + ".tmp")
+    slow = threading.Timer(_SLOW_S, _say_slow, (path,))
+    slow.daemon = True  # a second Ctrl-C is not kept waiting
+    slow.start()
     try:
         save_file(tensors, temporary, metadata=header)
         temporary.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
@@ -85,6 +92,12 @@ def save(path: Path, checkpoint: Checkpoint, *, keep_as: str | None = None) -> N
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written: {error}{_free_space(path.parent)}") from None
+    finally:
+        slow.cancel()
+
+
+def _say_slow(path: Path) -> None:
+    sys.stderr.write(f"still writing {path} after {_SLOW_S:g} s: the disk is slow, or does not answer\n")
 
 
 def load(path: Path) -> Checkpoint:
@@ -192,6 +205,12 @@ def find(path: Path, name: str = BEST) -> Path:
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Copy `weights` into `module`. Raises CheckpointError that lists all that does not fit."""
+    compare_weights(module, weights, where)
+    module.load_state_dict(weights)
+
+
+def compare_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Raise CheckpointError that lists all that is missing, unexpected, or of another shape than in `module`."""
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in own]
@@ -203,7 +222,28 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise CheckpointError(f"{where}: does not fit the model: {shown}")
-    module.load_state_dict(weights)
+
+
+@contextlib.contextmanager
+def no_larger_than(weights: dict[str, Tensor], where: str) -> Iterator[None]:
+    """Raise CheckpointError as soon as a module in the block gets more parameters than there are `weights`."""
+    limit = sum(tensor.numel() + 1 for tensor in weights.values())
+    sizes: dict[tuple[int, str], int] = {}
+    total = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal total
+        key = id(module), name
+        size = 0 if parameter is None else parameter.numel() + 1
+        total, sizes[key] = total + size - sizes.get(key, 0), size
+        if total > limit:
+            raise CheckpointError(f"{where}: does not fit the model, which is larger: is its config another one's?")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:

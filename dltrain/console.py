@@ -5,6 +5,7 @@ Results (tables, JSON) go to stdout, so that scripts can pipe them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import textwrap
 import time
@@ -48,8 +49,16 @@ _MAX_NAMES = 10
 
 def err_console() -> Console:
     """Return the console of messages: stderr; plain, and never folded, where that is no terminal."""
-    console = Console(stderr=True, highlight=False)
-    return console if console.is_terminal else Console(stderr=True, highlight=False, width=10_000, no_color=True)
+    console = _Lasting(stderr=True, highlight=False)
+    return console if console.is_terminal else _Lasting(stderr=True, highlight=False, width=10_000, no_color=True)
+
+
+class _Lasting(Console):
+    """A console that falls silent, and no more, once its reader has left (`dltrain fit ... 2>&1 | head -1`)."""
+
+    def on_broken_pipe(self) -> None:
+        """Do not end the process, as rich would: a training goes on."""
+        self.quiet = True
 
 
 def out_console() -> Console:
@@ -99,8 +108,9 @@ class Progress:
         self.say("")
 
     def say(self, text: str) -> None:
-        """Show a line."""
-        self._console.print(escape(printable(text)), soft_wrap=True)
+        """Show a line, unless the output is on a disk that is full."""
+        with contextlib.suppress(OSError):
+            self._console.print(escape(printable(text)), soft_wrap=True)
 
     def _field(self, label: str, text: str) -> None:
         width = max(self._console.width - _LABEL_WIDTH, 20)
@@ -115,7 +125,8 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
             self._bar = None
 
     def step(self, state: State) -> None:
@@ -134,7 +145,8 @@ class Progress:
         self._bar.update(
             self._task, completed=state.step, total=self._total, description=f"epoch {epoch}", loss=loss, left=left
         )
-        self._bar.refresh()
+        with contextlib.suppress(OSError):  # the terminal was closed, and the run told to outlive it
+            self._bar.refresh()
 
     def row(self, row: dict[str, Any]) -> None:
         """Show a row of metrics as one line, under a line of splits and a line of names."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dltrain.run import read_metrics, writing
+from dltrain.errors import TrainingError
+from dltrain.run import Run, read_metrics, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,12 +18,17 @@ _NO_CURVE = ("step", "epoch", "samples_per_s", "elapsed_s", "best")
 
 
 @contextlib.contextmanager
-def draws_curves(folder: Path) -> Iterator[None]:
-    """Context of a training whose curves are drawn when it ends, however it ends."""
+def draws_curves(run: Run, say: Callable[[str], None]) -> Iterator[None]:
+    """Context of a training whose curves are drawn when it ends, however it ends. A full disk costs only these."""
     try:
         yield
     finally:
-        draw_curves(folder)
+        try:
+            draw_curves(run.folder)
+        except TrainingError as error:
+            say(f"warning: {error}; all else of the run is saved")
+            with contextlib.suppress(TrainingError):
+                run.log(f"warning: {error}")
 
 
 def draw_curves(folder: Path) -> Path | None:

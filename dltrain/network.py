@@ -5,6 +5,7 @@ Training builds it afresh; evaluation and prediction build it from a checkpoint'
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from dltrain import tasks
 from dltrain.build import Builder, user_failure
-from dltrain.checkpoint import Checkpoint, load_weights, understood
+from dltrain.checkpoint import Checkpoint, compare_weights, load_weights, no_larger_than, understood
 from dltrain.config.reader import Document, override
 from dltrain.config.schema import losses
 from dltrain.config.schema.base import Component, UserComponent, type_name
@@ -122,10 +123,27 @@ def restore_network(
     builder = Builder(config_of(checkpoint, where), trusted)
     with understood(where):
         _parse(checkpoint.meta["facts"])
+    refuse_another_size(builder, checkpoint, where)
     network = build_network(builder, checkpoint.meta["facts"], device)
     load_weights(network.model, checkpoint.evaluated_weights, where)
     network.model.eval()
     return builder, network
+
+
+def refuse_another_size(builder: Builder, checkpoint: Checkpoint, where: str) -> None:
+    """Raise CheckpointError if the model of a checkpoint's config has other weights than the checkpoint.
+
+    A forged config may name a model of any size: it is built on torch's meta device, where nothing is allocated. Code
+    of the user's own is not built twice for that.
+    """
+    config, facts, weights = builder.file.config, checkpoint.meta["facts"], checkpoint.evaluated_weights
+    loss = config.loss or _default_loss(tasks.from_facts(facts["task"]))
+    if isinstance(config.model, UserComponent) or isinstance(loss, UserComponent):
+        return
+    values = offered(facts, getattr(builder.target(loss, ("loss",)), "outputs_per_target", 1))
+    # What cannot be built there, for whatever reason of a layer of torch's, is built as it is, and then compared.
+    with contextlib.suppress(ConfigError, RuntimeError), torch.device("meta"), no_larger_than(weights, where):
+        compare_weights(builder.build(config.model, ("model",), values), weights, where)
 
 
 def config_of(checkpoint: Checkpoint, where: str, overrides: Sequence[str] = ()) -> ConfigFile:

@@ -178,6 +178,14 @@ def not_finite(
     )
 
 
+def beginning(verb: str, step: int, length: str, device: torch.device) -> str:
+    """Return the first line of a process in the log: "start" or "resume", where, and all that its numbers depend on."""
+    host = environment(device)
+    versions = ", ".join(f"{name} {host[name]}" for name in ("dltrain", "torch", "python", "platform"))
+    where = f"host {host['host']} ({host['device']}), process {os.getpid()}, {host['num_threads']} threads"
+    return f"{verb} at step {step} of {length} on {device}; {versions}; {where}"
+
+
 def halve(run: Run, state: State, name: str, size: int, failure: str) -> str:
     """Let a run that memory ran out in go on with `size` samples at once; return what the user is told.
 

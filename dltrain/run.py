@@ -10,12 +10,13 @@ import fcntl
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dltrain.errors import ConfigError, TrainingError
+from dltrain.errors import ConfigError, Stopped, TrainingError
 
 _METRICS = "metrics.jsonl"
 _LOCK = ".lock"
@@ -54,10 +55,10 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Log the error that ended the run, if one did, and let go of the lock."""
+        """Log the error or the signal that ended the run, if one did, and let go of the lock."""
         if error is not None:
             with contextlib.suppress(TrainingError):  # `error` may be the full disk
-                self.log(f"ended by {type(error).__name__}: {error}")
+                self.log(f"ended by {_cause(error)}")
         self.close()
 
     @contextlib.contextmanager
@@ -100,6 +101,14 @@ class Run:
             temporary = path.with_name(f"{_METRICS}.tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             os.replace(temporary, path)
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, Stopped):
+        return f"Stopped ({signal.Signals(error.signal_number).name}): {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped (SIGINT twice): left at once; the last checkpoint is good"
+    return f"{type(error).__name__}: {error}"
 
 
 def make_numbered(parent: Path) -> Path:

@@ -93,7 +93,9 @@ def fit(
         has_ended = state.row.get("step") == state.step
         state.total_steps = budget.begin(state.step, state.elapsed_s, has_ended=has_ended)
     meta = records.meta(file, plan.data.facts, run.folder)
-    run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {plan.length} on {device}")
+    run.log(records.beginning("start" if resume is None else "resume", state.step, plan.length, device))
+    for note in plan.data.notes:
+        run.log(f"note: {note}")
     progress.begin(run.folder, plan)
     if damage:
         progress.say(damage)
@@ -187,7 +189,7 @@ def fit(
     stopped_early = regularizer.early_stop(state.scores)
     if state.step >= state.total_steps or stopped_early:
         progress.say("the run is finished already; nothing is left to train")
-    with run, draws_curves(run.folder) if curves else nullcontext(), StopRequest() as stop, progress:
+    with run, draws_curves(run, progress.say) if curves else nullcontext(), StopRequest() as stop, progress:
         began = time.perf_counter() - state.elapsed_s
         while state.step < state.total_steps and not stopped_early:
             # batch

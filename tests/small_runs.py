@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -176,8 +177,14 @@ def _merged(tree: Sections, changes: Sections) -> Sections:
     return merged
 
 
-def in_child(work: Callable[[], None]) -> int:
+def in_child(work: Callable[[], object]) -> int:
     """Do `work` in a forked process; return its exit status (0 done), or minus the signal that killed it."""
+    _, status = os.waitpid(start_child(work), 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def start_child(work: Callable[[], object]) -> int:
+    """Begin `work` in a forked process, which has torch loaded already, and return its id."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: the child uses none
         child = os.fork()
@@ -186,10 +193,12 @@ def in_child(work: Callable[[], None]) -> int:
         try:
             work()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(status)
-    _, status = os.waitpid(child, 0)
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    return child
 
 
 def dltrain_here(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -12,31 +12,14 @@ from dltrain.evaluation import evaluate
 from dltrain.inspection import check
 from dltrain.metrics import HIGHER_IS_BETTER
 from dltrain.train import fit
-from tests.make_data import make_people, make_shapes
-from tests.make_pairs import make_numbers, make_python_code
-from tests.make_speech import make_speech
-from tests.make_texts import make_rows, write_csv
-from tests.run_configs import FOLDER, Promise, promise_of
-
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
-SHORT = ["train.duration=2 epochs", "train.evaluate_every=1 epochs"]
+from tests.run_configs import Promise, promise_of
+from tests.shipped import CONFIGS, SHORT, copy_shipped
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     """Return the folder of a copy of the configs, beside generated data."""
-    root = tmp_path_factory.mktemp("shipped")
-    shutil.copytree(FOLDER, root / "configs", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "data").mkdir()
-    make_people(root / "data" / "people.csv", 300, missing=0.05)
-    make_shapes(root / "data" / "shapes", 20)
-    write_csv(root / "data" / "languages.csv", make_rows(30))
-    make_numbers(root / "data" / "numbers_en_fr.csv", "en", "fr", 1000)
-    make_numbers(root / "data" / "numbers_en_de.csv", "en", "de", 1000)
-    make_python_code(root / "data" / "python_code.txt", 30_000)
-    if shutil.which("espeak-ng"):
-        make_speech(root / "data" / "spoken_digits", ("one", "two", "three"), speeds=(160,), pitches=(50,))
-    return root / "configs"
+    return copy_shipped(tmp_path_factory.mktemp("shipped"))
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ from dltrain.checkpoint import Checkpoint
 from dltrain.config.validate import load_config
 from dltrain.data.prepare import prepare
 from dltrain.errors import CheckpointError, ConfigError
-from dltrain.network import build_augmentation, build_network, restore_network
+from dltrain.network import build_augmentation, build_network, refuse_another_size, restore_network
 
 CPU = torch.device("cpu")
 OWN = """
@@ -320,3 +320,22 @@ def test_augmentation_that_does_not_fit_the_data_is_an_error_with_its_place():
     message = r"^c.yaml:3:11: augment.0: cannot take a batch of shape \(2, 2, 8, 8\): Dimension out of range"
     with pytest.raises(ConfigError, match=message):
         build_augmentation(builder, network, prepared.facts)
+
+
+@pytest.mark.parametrize("init", ["default", "kaiming", "xavier", "orthogonal", "trunc_normal"])
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        ("flat", "type: mlp, norm: batch, residual: true, hidden: [4, 4], init: {init}"),
+        ("images", "type: convnet, init: {init}"),
+        ("images", "type: resnet, depth: 20, init: {init}"),
+    ],
+)
+def test_another_size_is_told_without_building_the_model(data, model, init):
+    builder, prepared, network = build(data, model.format(init=init))
+    weights = {f"model/{name}": value for name, value in network.model.state_dict().items()}
+    facts = {"facts": prepared.facts}
+    refuse_another_size(builder, Checkpoint(weights, facts), "here")
+    smaller = {name: value[:1] for name, value in weights.items() if value.dim()}
+    with pytest.raises(CheckpointError, match=r"here: does not fit the model"):
+        refuse_another_size(builder, Checkpoint(smaller, facts), "here")

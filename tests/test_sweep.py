@@ -379,7 +379,9 @@ def test_workers_die_with_a_killed_coordinator_and_the_sweep_goes_on(slow_sweep:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
 def test_a_signal_stops_the_sweep_cleanly(slow_sweep: Any, number: int, code: int) -> None:
     process, folder = slow_sweep
     children = children_of(process.pid)

@@ -151,14 +151,18 @@ def _config_of_fit(
     if config is not None:
         return load_config(config, overrides), None
     from dltrain import checkpoint as checkpoints
-    from dltrain.network import config_of
+    from dltrain.build import Builder
+    from dltrain.network import config_of, refuse_another_size
     from dltrain.run import is_locked
 
     assert resume is not None
     if is_locked(resume):
         raise ConfigError(f"--resume {resume}: another process is at work in this run directory")
     path, saved, _ = checkpoints.load_last(resume)
-    return config_of(saved, str(path), overrides), trust or []
+    file = config_of(saved, str(path), overrides)
+    with checkpoints.understood(str(path)):
+        refuse_another_size(Builder(file, trust or []), saved, str(path))
+    return file, trust or []
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

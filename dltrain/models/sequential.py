@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dltrain.errors import ConfigError
+from dltrain.errors import ConfigError, DltrainError
 from dltrain.names import first_line
 
 INFERRED = {"in_features": -1, "in_channels": 1, "num_features": 1, "num_channels": 1, "normalized_shape": -1}
@@ -72,6 +72,8 @@ def _build(settings: Mapping[str, Any], x: Tensor, out_features: int, place: str
         for name in INFERRED.keys() & inspect.signature(layer_class).parameters.keys() - arguments.keys():
             arguments[name] = x.shape[INFERRED[name]]
         return layer_class(**arguments)
+    except DltrainError:
+        raise
     except Exception as error:
         raise ConfigError(f"{place}: {first_line(error)}") from error
 

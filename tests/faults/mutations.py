@@ -16,7 +16,7 @@ from typing import Any
 from dltrain.errors import DltrainError
 
 NUM_CASES = int(os.environ.get("DLTRAIN_FUZZ", "0"))
-"""How many cases of each kind; 0 for the number that the suite has time for."""
+"""How many cases of a kind; 0 for the number that the suite has time for."""
 
 _NUMBERS = [
     b"\0",

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from dltrain import checkpoint as checkpoints
-from dltrain.errors import CheckpointError, DltrainError, Stopped
+from dltrain.console import Progress
+from dltrain.errors import CheckpointError, DltrainError, Stopped, TrainingError
+from dltrain.listing import read_run
 from dltrain.train import fit
 from tests.small_runs import (
     StopAt,
@@ -27,6 +29,7 @@ from tests.small_runs import (
     small_config,
     write_config,
 )
+from tests.test_checkpoint import example
 
 pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
 
@@ -168,6 +171,30 @@ def test_a_save_that_never_ends_is_left_by_a_second_ctrl_c(tmp_path: Path) -> No
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.fault(47)
+def test_a_save_on_a_slow_disk_is_said_while_it_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, fsync = tmp_path / "last.safetensors", os.fsync
+    checkpoints.save(path, example())
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(checkpoints, "_SLOW_S", 0.05)
+
+    def slow_fsync(descriptor: int) -> None:
+        deadline = time.monotonic() + 30
+        while not said and time.monotonic() < deadline:
+            said.append(capfd.readouterr().err) if (tmp_path / "said").exists() else time.sleep(0.01)
+        fsync(descriptor)
+
+    said: list[str] = []
+    say_slow = checkpoints._say_slow
+    monkeypatch.setattr(checkpoints, "_say_slow", lambda path: (say_slow(path), (tmp_path / "said").touch()))
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    checkpoints.save(path, example())
+    assert said == [f"still writing {path} after 0.05 s: the disk is slow, or does not answer\n"]
+    assert checkpoints.load(path).tensors.keys() == example().tensors.keys()
+
+
 @pytest.mark.fault(35, 62)
 def test_a_swapped_tensor_of_the_same_form_is_noticed(tmp_path: Path) -> None:
     """Two runs that differ in nothing but their seed: the weights of one under the metadata of the other."""
@@ -181,3 +208,19 @@ def test_a_swapped_tensor_of_the_same_form_is_noticed(tmp_path: Path) -> None:
     save_file(load_file(theirs), ours, metadata=header)
     with pytest.raises(DltrainError, match="is damaged: its SHA-256 does not fit its contents"):
         checkpoints.load(ours)
+
+
+@pytest.mark.fault(32)
+def test_a_disk_too_full_for_the_curves_costs_only_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path) -> None:
+        raise TrainingError(f"{folder}/curves.png: cannot be written: No space left on device")
+
+    monkeypatch.setattr("dltrain.curves.draw_curves", full)
+    lines: list[str] = []
+    progress = Progress("off")
+    progress.say = lines.append  # type: ignore[method-assign]
+    run = Path(fit(small_config(tmp_path), root=tmp_path / "runs", progress=progress)["run"])
+    warning = f"warning: {run}/curves.png: cannot be written: No space left on device"
+    assert lines[-1] == f"{warning}; all else of the run is saved"
+    assert warning in (run / "log.txt").read_text()
+    assert read_run(run).about["state"] == "finished"

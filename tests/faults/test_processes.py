@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from dltrain.errors import Stopped
 from dltrain.train import fit
 from tests.small_runs import (
     StopAt,
+    command,
     dltrain,
+    dltrain_here,
     fit_with_stops,
+    in_child,
     newest_run,
     result_of,
     small_config,
@@ -103,15 +107,42 @@ def test_a_second_ctrl_c_in_a_step_leaves_the_last_checkpoint(tmp_path: Path) ->
     assert result_of(run) == result_of(whole)
 
 
-@pytest.mark.slow
-@pytest.mark.fault(48)
-def test_a_sigterm_while_data_are_prepared_leaves_no_run(tmp_path: Path) -> None:
-    code = "import os\ndef load():\n    os.kill(os.getpid(), 15)\n    raise ValueError('went on')\n"
+@pytest.mark.fault(48, 49)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_while_data_are_prepared_leaves_no_run(number: signal.Signals, tmp_path: Path) -> None:
+    code = f"import os\ndef load():\n    os.kill(os.getpid(), {int(number)})\n    raise ValueError('went on')\n"
     (tmp_path / "own.py").write_text(code)
     write_config(tmp_path, {"data": {"type": "own.py:load"}})
-    result = dltrain("fit", "small.yaml", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (-signal.SIGTERM, "")
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        result = dltrain_here("fit", "small.yaml", cwd=tmp_path)
+        os._exit(130 if (result.returncode, result.stderr) == (130, "stopped\n") else 1)
+
+    assert in_child(prepare) == (130 if number == signal.SIGINT else -number)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault(50, 55)
+def test_a_training_outlives_the_reader_of_its_progress(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    line = " ".join(command("fit", "small.yaml")) + " 2>&1 | head -1"
+    result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (result.stdout.split(), result.stderr) == (["run", "runs/small/1"], "")
+    run = tmp_path / "runs" / "small" / "1"
+    assert checkpoints.load(run / "checkpoints" / checkpoints.LAST).meta["step"] == 12
+    assert "finished at step 12" in (run / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.fault(50, 55)
+def test_a_training_outlives_a_full_disk_that_its_progress_goes_to(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    line = " ".join(command("fit", "small.yaml", "--json")) + " 2>/dev/full"
+    result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["step"] == 12
 
 
 @pytest.mark.slow

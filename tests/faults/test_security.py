@@ -165,6 +165,36 @@ def test_facts_that_no_training_has_written_are_refused(facts: dict[str, object]
         evaluate(path)
 
 
+HUGE_MODELS: list[dict[str, object]] = [
+    {"type": "mlp", "hidden": [1_000_000, 1_000_000]},
+    {"type": "mlp", "hidden": [30_000, 30_000]},  # 3.6 GB, which a machine may have
+    {"type": "mlp", "hidden": [2] * 19_000},
+    {"type": "sequential", "layers": [{"type": "Linear", "out_features": 10**12}]},
+    {"type": "sequential", "layers": [{"type": "Linear", "out_features": 2}] * 3_000},
+]
+
+
+@pytest.mark.fault(15, 62)
+@pytest.mark.parametrize("model", HUGE_MODELS, ids=lambda model: str(model)[:60])
+def test_a_checkpoint_that_names_a_huge_model_takes_no_memory(model: dict[str, object], tmp_path: Path) -> None:
+    write_config(tmp_path, {"train": {"duration": "1 steps"}})
+    assert dltrain_here("fit", "small.yaml", cwd=tmp_path).returncode == 0
+    folder = tmp_path / "runs" / "small" / "1" / "checkpoints"
+    saved = checkpoints.load(folder / checkpoints.LAST)
+    text = json.dumps({**saved.meta, "config": {**saved.meta["config"], "model": model}})
+    for name in (checkpoints.LAST, checkpoints.BEST):
+        forge(folder / name, text, saved.tensors)
+    for arguments in (
+        ("evaluate", "runs/small/1"),
+        ("predict", "runs/small/1", "data.npz"),
+        ("fit", "--resume", "runs/small/1"),
+    ):
+        with within(10, 512):
+            result = dltrain_here(*arguments, cwd=tmp_path)
+        assert result.returncode == 5, result.stderr
+        assert "does not fit the model" in result.stderr
+
+
 @pytest.mark.fault(62)
 @pytest.mark.parametrize(
     "change",
