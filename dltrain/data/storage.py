@@ -28,6 +28,7 @@ _SHARE_OF_MEMORY = 1 / 8
 """An array beyond this share goes to the disk: while data are prepared there are three or four of them at a time (what
 was read, the split taken from it, what is encoded), and the process itself needs the rest."""
 _BLOCK_BYTES = 16 * 2**20
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _FIRST_DRAW_S = 1.0
 _SECONDS_BETWEEN_DRAWS = 0.2
 
@@ -92,12 +93,17 @@ def memory_bytes() -> int:
             possible.append(soft - sizes.get(used, 0))
     if (free := _sizes_in("/proc/meminfo").get("MemAvailable")) is not None:
         possible.append(free)
-    return max(0, min([*possible, *_group_limits()]))
+    return max(0, min([*possible, *_group_memory()]))
 
 
 def num_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many CPU cores this process may keep busy: those it may run on, within the quota of its group.
+
+    Of a quota of 2.5 cores 2 are counted: a third thread would be stopped for half of the time, and the others, who
+    wait for it, with it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([cores, *_group_cores()])))
 
 
 @contextlib.contextmanager
@@ -179,14 +185,37 @@ def _sizes_in(path: str) -> dict[str, int]:
     return sizes
 
 
-def _group_limits() -> Iterator[int]:
-    """Yield the memory limits of the control group of this process and of those around it (cgroup v2)."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            group = next(line.rstrip("\n")[3:] for line in file if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return
-    inner = Path("/sys/fs/cgroup", group.lstrip("/"))
-    for folder in (inner, *inner.parents[: len(Path(group).parts) - 1]):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            yield int((folder / "memory.max").read_text(encoding="ascii"))
+def _group_memory() -> Iterator[int]:
+    """Yield the memory limits of the control groups of this process, in bytes."""
+    for folder in _groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # version 2, version 1
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number
+                yield int((folder / name).read_text(encoding="ascii"))
+
+
+def _group_cores() -> Iterator[float]:
+    """Yield the CPU quotas of the control groups of this process, in cores."""
+    for folder in _groups("cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+            yield int(quota) / int(period)
+        with contextlib.suppress(OSError, ValueError):
+            files = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+            quota, period = (file.read_text(encoding="ascii") for file in files)
+            if int(quota) > 0:  # -1: none
+                yield int(quota) / int(period)
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups of this process, and of those around them, that may limit something.
+
+    In a container, which sees its own group as the root, the path may be that outside; then only the root is there.
+    """
+    with contextlib.suppress(OSError):
+        for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            root = _GROUPS / controller if controllers else _GROUPS  # version 2 has one tree for all
+            inner = root / group.lstrip("/")
+            yield from (inner, *inner.parents[: len(Path(group).parts) - 1])
