@@ -9,6 +9,8 @@ the rest to the disk. The file has no name, so nothing is left of it however the
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import mmap
 import os
 import resource
@@ -85,15 +87,31 @@ def blocks_of_rows(array: np.ndarray) -> Iterator[slice]:
 
 def memory_bytes() -> int:
     """Return how much memory this process may still take: what is free, within its limits and those of its group."""
-    possible = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    possible = [page_cache_bytes()]
     sizes = _sizes_in("/proc/self/status")
     for limit, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
             possible.append(soft - sizes.get(used, 0))
-    if (free := _sizes_in("/proc/meminfo").get("MemAvailable")) is not None:
-        possible.append(free)
-    return max(0, min([*possible, *_group_memory()]))
+    return max(0, min(possible))
+
+
+def page_cache_bytes() -> int:
+    """Return how much of mapped files may stay in memory: what is free, within the limits of the process's group."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _sizes_in("/proc/meminfo").get("MemAvailable", installed)
+    return min([installed, free, *_group_memory()])
+
+
+def advise(address: int, size_bytes: int, advice: int) -> None:
+    """Tell the system how a stretch of memory will be used (mmap.MADV_...), which it may heed where that is a file."""
+    start = address - address % mmap.PAGESIZE
+    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + size_bytes - start), advice)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def num_cores() -> int:
