@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -60,12 +60,38 @@ def allocate(shape: Sequence[int], dtype: np.dtype | type) -> np.ndarray:
     """
     dtype = np.dtype(dtype)
     size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if size_bytes > _ALWAYS_IN_MEMORY_BYTES and size_bytes > _SHARE_OF_MEMORY * memory_bytes():
-        folders = [folder for folder in (cache_folder(), Path(tempfile.gettempdir())) if folder is not None]
-        for folder in folders:
-            with contextlib.suppress(OSError):
-                return np.frombuffer(_map_file(folder, size_bytes), dtype).reshape(shape)
+    if is_large(size_bytes):
+        with contextlib.suppress(OSError), scratch_file(size_bytes) as file:
+            return np.frombuffer(map_file(file, writable=True), dtype).reshape(shape)
     return np.empty(shape, dtype)
+
+
+def is_large(size_bytes: int) -> bool:
+    """Return whether so much belongs on the disk, since the memory is needed for other things."""
+    return size_bytes > _ALWAYS_IN_MEMORY_BYTES and size_bytes > _SHARE_OF_MEMORY * memory_bytes()
+
+
+@contextlib.contextmanager
+def scratch_file(size_bytes: int = 0) -> Iterator[IO[bytes]]:
+    """Give the block a new file without a name, of `size_bytes` for which there is room, to be written and mapped.
+
+    It lies in the folder of the cache, or where temporary files do. Raises OSError where both are too full.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = cache_folder()
+            if folder is None:
+                raise FileNotFoundError
+            file = stack.enter_context(_new_file(folder, size_bytes))
+        except OSError:
+            file = stack.enter_context(_new_file(Path(tempfile.gettempdir()), size_bytes))
+        yield file
+
+
+def map_file(file: IO[bytes], *, writable: bool = False) -> mmap.mmap:
+    """Return the contents of a file as memory, which outlives the file."""
+    file.flush()
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
 
 
 def gather(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -184,12 +210,13 @@ class _ProgressLine:
         self._bar.start()
 
 
-def _map_file(folder: Path, size_bytes: int) -> mmap.mmap:
-    """Return a new file without a name in `folder` as memory. Raises OSError, also where the disk is too full."""
+@contextlib.contextmanager
+def _new_file(folder: Path, size_bytes: int) -> Iterator[IO[bytes]]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size_bytes)  # a full disk is an error now, later it would be a signal
-        return mmap.mmap(file.fileno(), size_bytes)
+        if size_bytes:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)  # a full disk is an error now, later it would be a signal
+        yield file
 
 
 def _sizes_in(path: str) -> dict[str, int]:
