@@ -15,8 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dltrain.data.storage import num_cores
 from dltrain.errors import ConfigError
 
+# Torch knows the cores that the process may run on, and not that a container may give it less of their time.
+if "OMP_NUM_THREADS" not in os.environ and num_cores() < torch.get_num_threads():
+    torch.set_num_threads(num_cores())
 _most_threads = torch.get_num_threads()
 
 # Below this many multiplications in a forward pass one CPU thread is enough; see benchmarks/LOG.md.

@@ -93,7 +93,8 @@ def _first_batch(file: ConfigFile, plan: Plan) -> tuple[Inputs, Tensor]:
     batch_size = config.train.batch_size
     size = config.train.micro_batch_size or batch_size
     classes = train.target if isinstance(train.target, Tensor) else None
-    order = epoch_order(len(train), config.seed, 0, config.train.sampler, classes, train.lengths, batch_size)
+    sizes = batch_size, train.sample_bytes
+    order = epoch_order(len(train), config.seed, 0, config.train.sampler, classes, train.lengths, *sizes)
     inputs, target = train.batch(order[:size].to(train.device), plan.device)
     inputs = plan.network.transform(inputs)
     rng = torch.Generator(plan.device).manual_seed(seed_of(config.seed, AUGMENTATION, 0))

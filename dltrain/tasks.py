@@ -47,13 +47,15 @@ class Classification:
 
     def encode(self, samples: Samples) -> Tensor:
         """Return class ids (N,) int64. Raises DataError for a class that training has not seen."""
-        labels, first_rows, members = np.unique(_labels(samples), return_index=True, return_inverse=True)
+        labels = _labels(samples)
+        distinct = np.unique(labels)
         ids = {str(label): index for index, label in enumerate(self.classes)}
-        encoded = np.array([ids.get(str(label), -1) for label in labels], dtype=np.int64)
+        id_of = np.array([ids.get(str(label), -1) for label in distinct], dtype=np.int64)
+        encoded = id_of[np.searchsorted(distinct, labels)]
         if (encoded < 0).any():
-            row, label = min(zip(first_rows[encoded < 0], labels[encoded < 0], strict=True))
-            raise _unknown_label(samples.place(int(row)), label, self.classes)
-        return torch.from_numpy(encoded[members])
+            row = int((encoded < 0).argmax())
+            raise _unknown_label(samples.place(row), labels[row], self.classes)
+        return torch.from_numpy(encoded)
 
     def metrics(self, device: torch.device, prediction: Callable[[Tensor], Tensor] | None = None) -> Metrics:
         """Return fresh metrics."""

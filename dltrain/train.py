@@ -23,7 +23,7 @@ from dltrain.compilation import training_form
 from dltrain.config.validate import ConfigFile
 from dltrain.console import Progress, Watcher
 from dltrain.curves import draws_curves
-from dltrain.data.batches import epoch_order
+from dltrain.data.batches import ReadAhead, epoch_order
 from dltrain.data.prepare import Inputs, prepare
 from dltrain.device import autocast
 from dltrain.diagnosis import first_not_finite
@@ -109,7 +109,8 @@ def fit(
     averaged_tensors = tensors_of(state.averaged) if state.averaged is not None else []
     model_tensors = tensors_of(model)
     classes = train.target if isinstance(train.target, Tensor) else None
-    lengths = train.lengths
+    lengths, sampler = train.lengths, config.train.sampler
+    read_ahead = ReadAhead(train) if sampler == "blocks" else None
     with run.closed_on_error():
         form, told = training_form(plan, config)
     if told:
@@ -195,8 +196,10 @@ def fit(
             # batch
             epoch, batch = divmod(state.step, epoch_steps)
             if batch == 0 or len(order) == 0:
-                order = order_of(len(train), config.seed, epoch, config.train.sampler, classes, lengths, batch_size)
-                order = order.to(train.device)
+                sizes = batch_size, train.sample_bytes
+                order = order_of(len(train), config.seed, epoch, sampler, classes, lengths, *sizes).to(train.device)
+            if read_ahead is not None:
+                read_ahead(order, batch * batch_size)
             samples = order[batch * batch_size : (batch + 1) * batch_size]
             inputs, target = batch_of(samples, device)
             seed_everything(device, config.seed, STEP, state.step)

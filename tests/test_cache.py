@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -606,3 +608,25 @@ def test_images_larger_than_the_memory_are_trained_on(tmp_path: Path) -> None:
     assert cold["loss"] == warm["loss"]
     assert max(cold["rss_anon_mib"], warm["rss_anon_mib"]) < 1024
     assert warm["seconds"] < cold["seconds"]
+
+
+@pytest.mark.slow
+def test_a_table_larger_than_the_memory_is_trained_on(tmp_path: Path) -> None:
+    num_rows, rng = 500_000, np.random.default_rng(0)
+    names = [*(f"x{i}" for i in range(32)), "y"]
+    schema = pa.schema([(name, pa.float64()) for name in names])
+    with pq.ParquetWriter(tmp_path / "big.parquet", schema) as writer:
+        for _ in range(10):
+            x = rng.standard_normal((32, num_rows))
+            writer.write_table(pa.table([*x, x[0] - x[1]], schema=schema))
+    (tmp_path / "big.yaml").write_text(
+        "data: {type: table, path: big.parquet, target: y}\nmodel: {type: linear}\nsplit: {test: 0}\n"
+        "train: {duration: 300 steps, evaluate_every: 300 steps, eval_batch_size: 8192, device: cpu, sampler: blocks}\n"
+    )
+    losses = []
+    for _ in range(2):
+        command = [sys.executable, "-c", SCRIPT]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        losses.append(json.loads(done.stdout)["loss"])
+    assert losses[0] == losses[1] < 0.6

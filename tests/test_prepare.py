@@ -401,3 +401,13 @@ def test_other_files_are_encoded_as_the_training_taught():
     columns = prepare_path(trained, prepare(trained).facts, "other.csv").columns
     assert columns.inputs[0].flatten().tolist() == pytest.approx([0.0, 4.0], abs=1e-5)
     assert columns.target.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "free_bytes", "is_told"), [("shuffle", 100, 1), ("blocks", 100, 0), ("shuffle", 10**6, 0)]
+)
+def test_blocks_are_suggested_for_data_larger_than_the_memory(sampler, free_bytes, is_told, monkeypatch):
+    monkeypatch.setattr("dltrain.data.prepare.page_cache_bytes", lambda: free_bytes)
+    table()
+    data = read(TABLE, f"train.sampler={sampler}")
+    assert sum("train.sampler: blocks reads them in stretches" in note for note in data.notes) == is_told

@@ -67,6 +67,7 @@ CASES: dict[str, Sections] = {
     "asam": {"regularization": {"sam": {"adaptive": True, "rho": 0.5}}},
     "max-norm": {"regularization": {"max_norm": {"limit": 0.5}}},
     "balanced sampler": {"train": {"sampler": "balanced"}},
+    "sampler of blocks": {"train": {"sampler": "blocks"}},
     "drop_last": {"train": {"drop_last": True}},
     "rows in the middle of an epoch": {"train": {"evaluate_every": "5 steps"}},
     "bfloat16": {"train": {"precision": "bfloat16"}},

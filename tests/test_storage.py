@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +132,60 @@ def test_limits_of_the_process_count() -> None:
     assert in_child(limited) == 0
 
 
-def test_limits_of_the_control_group_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "outer" / "inner").mkdir(parents=True)
-    (tmp_path / "outer" / "memory.max").write_text("123456\n")
-    (tmp_path / "outer" / "inner" / "memory.max").write_text("max\n")
-    (tmp_path / "cgroup").write_text("1:cpu:/x\n0::/outer/inner\n")
-    plain_open = open
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, str]], None]:
+    """Give a function that sets which control groups the process is in, and what their files say."""
+    monkeypatch.setattr(storage, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(storage, "_GROUPS", tmp_path / "groups")
 
-    def redirected(path: Any, *arguments: Any, **options: Any) -> Any:
-        return plain_open(tmp_path / "cgroup" if path == "/proc/self/cgroup" else path, *arguments, **options)
+    def set_groups(own: str, files: dict[str, str]) -> None:
+        (tmp_path / "own").write_text(own)
+        for name, text in files.items():
+            path = tmp_path / "groups" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
-    monkeypatch.setattr("builtins.open", redirected)
-    monkeypatch.setattr(
-        storage, "Path", lambda *parts: tmp_path.joinpath(*parts[1:]) if len(parts) > 1 else Path(*parts)
-    )
+    return set_groups
+
+
+VERSION_1 = "5:memory:/docker/3f\n4:cpu,cpuacct:/docker/3f\n3:cpuset:/\n1:name=systemd:/docker/3f\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        ("1:cpu:/x\n0::/outer/inner\n", {"outer/memory.max": "123456\n", "outer/inner/memory.max": "max\n"}),
+        ("0::/\n", {"memory.max": "123456\n"}),
+        (VERSION_1, {"memory/docker/3f/memory.limit_in_bytes": "123456\n"}),
+        (VERSION_1, {"memory/memory.limit_in_bytes": "123456\n"}),  # in a container, which sees its group as the root
+    ],
+)
+def test_memory_limits_of_control_groups_count(own: str, files: dict[str, str], groups: Any) -> None:
+    groups(own, files)
     assert storage.memory_bytes() == 123456
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("", {}, 8),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/pod/box\n", {"pod/cpu.max": "390000 100000\n", "pod/box/cpu.max": "max 100000\n"}, 3),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "6400000 100000\n"}, 8),
+        ("0::/\n", {"cpu.max": "damaged\n"}, 8),
+        (VERSION_1, {"cpu/docker/3f/cpu.cfs_quota_us": "250000\n", "cpu/docker/3f/cpu.cfs_period_us": "100000\n"}, 2),
+        (VERSION_1, {"cpu/cpu.cfs_quota_us": "40000\n", "cpu/cpu.cfs_period_us": "10000\n"}, 4),
+        (VERSION_1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+    ],
+)
+def test_cores_are_those_that_the_process_may_use(
+    own: str, files: dict[str, str], expected: int, groups: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    groups(own, files)
+    assert storage.num_cores() == expected
 
 
 # ---- progress

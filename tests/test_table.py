@@ -541,3 +541,73 @@ def test_schema_describes_the_source():
         if default is not inspect.Parameter.empty:
             assert value == (list(default) if isinstance(default, tuple) else default)
     assert all(field.description for name, field in TableSettings.model_fields.items() if name != "type")
+
+
+# Larger than the memory
+
+
+@pytest.mark.parametrize("name", ["big.csv", "big.csv.gz", "big.tsv", "big.parquet"])
+@pytest.mark.parametrize("settings", [{}, {"missing": "drop"}, {"categories": "onehot"}, {"split_column": "part"}])
+def test_a_table_mapped_from_the_disk_is_the_one_in_memory(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    cells = {
+        "x": pa.array([None if i % 11 == 3 else float(v) for i, v in enumerate(rng.normal(size=100).round(3))]),
+        "city": pa.array([None if i % 7 == 2 else "abcdefgh"[i // 13] for i in range(100)]),
+        "day": pa.array([date(2020, 1 + i % 12, 1 + i % 28) for i in range(100)]),
+        "part": pa.array(["train"] * 60 + ["val"] * 40),
+        "label": pa.array([f"class {i // 34}" for i in range(100)]),
+    }
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table(cells), path, row_group_size=30)
+    else:
+        between = "\t" if "tsv" in name else ","
+        rows = zip(*(column.to_pylist() for column in cells.values()), strict=True)
+        lines = [between.join(cells), *(between.join("" if c is None else str(c) for c in row) for row in rows)]
+        content = ("\n".join(lines) + "\n").encode()
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+    def results() -> tuple[Any, ...]:
+        table = Table(name, **{"target": "label", "missing": "mean", "base": str(tmp_path)} | settings)
+        samples = table.read()
+        part = samples.take(rng.permutation(len(samples))[: len(samples) // 2])
+        state = table.fit(part)
+        place = samples.place(len(samples) - 1)
+        return samples.targets.tolist(), state, table.encode(part, state), table.encode(samples, state), place  # type: ignore[union-attr]
+
+    rng = np.random.default_rng(1)
+    targets, state, *tensors, place = results()
+    for target, limit in (("table_files.BLOCK_ROWS", 8), ("table_rows._ROWS_AT_ONCE", 9)):
+        monkeypatch.setattr(f"dltrain.data.sources.{target}", limit)
+    monkeypatch.setattr("dltrain.data.sources.table_files.is_large", lambda size_bytes: size_bytes > 0)
+    monkeypatch.setattr("pyarrow.csv.read_csv", None)
+    rng = np.random.default_rng(1)
+    mapped_targets, mapped_state, *mapped_tensors, mapped_place = results()
+    assert (mapped_targets, mapped_state, mapped_place) == (targets, state, place)
+    for mapped, expected in zip(mapped_tensors, tensors, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(mapped, expected, strict=True))
+
+
+def test_an_error_in_a_table_mapped_from_the_disk_names_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dltrain.data.sources.table_files.is_large", lambda _: True)
+    monkeypatch.setattr("dltrain.data.sources.table_rows._ROWS_AT_ONCE", 3)
+    table = source(tmp_path, PEOPLE + "1,2,Bern,true,2020-01-01,Eva,no\n" + "1,,Bern,true,2020-01-01,Fee,no\n")
+    samples = table.read()
+    state = table.fit(samples.take(np.arange(5)))
+    with pytest.raises(DataError, match=r"people\.csv: row 6, column 'income'"):
+        table.encode(samples, state)
+
+
+def test_a_full_disk_is_told_for_a_table_larger_than_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dltrain.data.sources.table_files.is_large", lambda _: True)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    assert "there is no room on the disk to lay it out: No space left on device" in message(source(tmp_path, PEOPLE))

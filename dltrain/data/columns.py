@@ -143,7 +143,7 @@ class Columns:
     @property
     def lengths(self) -> Tensor | None:
         """(N,) int64: of each sample's longest sequence, by which batches are made; None without sequences."""
-        lengths = [x.lengths for x in self._all if isinstance(x, Ragged)]
+        lengths = [x.lengths for x in self.all if isinstance(x, Ragged)]
         return torch.stack(lengths).amax(0) if lengths else None
 
     @property
@@ -155,11 +155,17 @@ class Columns:
     @property
     def size_bytes(self) -> int:
         """Memory that the tensors take."""
-        tensors = {id(t): t for t in (x if isinstance(x, Tensor) else x.values for x in self._all)}
+        tensors = {id(t): t for t in (x if isinstance(x, Tensor) else x.values for x in self.all)}
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
     @property
-    def _all(self) -> tuple[Column, ...]:
+    def sample_bytes(self) -> int:
+        """Memory that a sample takes on average, at least 1."""
+        return max(1, self.size_bytes // max(1, len(self)))
+
+    @property
+    def all(self) -> tuple[Column, ...]:
+        """Inputs, and the target if there is one."""
         return self.inputs if self.target is None else (*self.inputs, self.target)
 
 

@@ -25,6 +25,7 @@ from dltrain.data.cache import Entry, cached
 from dltrain.data.columns import Columns, Samples, shape_of, type_of
 from dltrain.data.division import divide, is_made_by_files, split_paths
 from dltrain.data.split import NAMES, count_shared
+from dltrain.data.storage import page_cache_bytes
 from dltrain.data.transforms import Normalize
 from dltrain.errors import ConfigError, DataError
 from dltrain.tasks import Task
@@ -79,7 +80,8 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
 
     entry = _cached(builder, source, "fit", {"raw_targets": raw_targets}, build)
     task_is_inferred = builder.file.config.task is None and not hasattr(source, "task")
-    return Prepared(entry.splits, tasks.from_facts(entry.facts["task"]), entry.facts, task_is_inferred, entry.notes)
+    task, notes = tasks.from_facts(entry.facts["task"]), [*entry.notes, *_memory_notes(builder, entry.splits["train"])]
+    return Prepared(entry.splits, task, entry.facts, task_is_inferred, notes)
 
 
 def _prepare(builder: Builder, source: Any, raw_targets: bool) -> Entry:
@@ -337,6 +339,17 @@ def _class_counts(task: Task, train: Columns) -> list[int] | None:
     if task.type == "multilabel":
         return [int(count) for count in train.target.sum(dim=0)]
     return torch.bincount(train.target, minlength=task.num_outputs).tolist()
+
+
+def _memory_notes(builder: Builder, train: Columns) -> list[str]:
+    """Return a note if the training samples will be read from the disk again and again, here and there."""
+    size, free = train.size_bytes, page_cache_bytes()
+    if builder.file.config.train.sampler != "shuffle" or size <= free:
+        return []
+    return [
+        f"the training samples take {size / 2**30:.1f} GiB, of which {free / 2**30:.1f} GiB can stay in memory: "
+        "train.sampler: blocks reads them in stretches, which is many times faster"
+    ]
 
 
 def _notes_of(source: Any) -> list[str]:

@@ -9,6 +9,8 @@ the rest to the disk. The file has no name, so nothing is left of it however the
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import mmap
 import os
 import resource
@@ -16,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +30,7 @@ _SHARE_OF_MEMORY = 1 / 8
 """An array beyond this share goes to the disk: while data are prepared there are three or four of them at a time (what
 was read, the split taken from it, what is encoded), and the process itself needs the rest."""
 _BLOCK_BYTES = 16 * 2**20
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _FIRST_DRAW_S = 1.0
 _SECONDS_BETWEEN_DRAWS = 0.2
 
@@ -57,12 +60,38 @@ def allocate(shape: Sequence[int], dtype: np.dtype | type) -> np.ndarray:
     """
     dtype = np.dtype(dtype)
     size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if size_bytes > _ALWAYS_IN_MEMORY_BYTES and size_bytes > _SHARE_OF_MEMORY * memory_bytes():
-        folders = [folder for folder in (cache_folder(), Path(tempfile.gettempdir())) if folder is not None]
-        for folder in folders:
-            with contextlib.suppress(OSError):
-                return np.frombuffer(_map_file(folder, size_bytes), dtype).reshape(shape)
+    if is_large(size_bytes):
+        with contextlib.suppress(OSError), scratch_file(size_bytes) as file:
+            return np.frombuffer(map_file(file, writable=True), dtype).reshape(shape)
     return np.empty(shape, dtype)
+
+
+def is_large(size_bytes: int) -> bool:
+    """Return whether so much belongs on the disk, since the memory is needed for other things."""
+    return size_bytes > _ALWAYS_IN_MEMORY_BYTES and size_bytes > _SHARE_OF_MEMORY * memory_bytes()
+
+
+@contextlib.contextmanager
+def scratch_file(size_bytes: int = 0) -> Iterator[IO[bytes]]:
+    """Give the block a new file without a name, of `size_bytes` for which there is room, to be written and mapped.
+
+    It lies in the folder of the cache, or where temporary files do. Raises OSError where both are too full.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = cache_folder()
+            if folder is None:
+                raise FileNotFoundError
+            file = stack.enter_context(_new_file(folder, size_bytes))
+        except OSError:
+            file = stack.enter_context(_new_file(Path(tempfile.gettempdir()), size_bytes))
+        yield file
+
+
+def map_file(file: IO[bytes], *, writable: bool = False) -> mmap.mmap:
+    """Return the contents of a file as memory, which outlives the file."""
+    file.flush()
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
 
 
 def gather(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -84,20 +113,41 @@ def blocks_of_rows(array: np.ndarray) -> Iterator[slice]:
 
 def memory_bytes() -> int:
     """Return how much memory this process may still take: what is free, within its limits and those of its group."""
-    possible = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    possible = [page_cache_bytes()]
     sizes = _sizes_in("/proc/self/status")
     for limit, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
             possible.append(soft - sizes.get(used, 0))
-    if (free := _sizes_in("/proc/meminfo").get("MemAvailable")) is not None:
-        possible.append(free)
-    return max(0, min([*possible, *_group_limits()]))
+    return max(0, min(possible))
+
+
+def page_cache_bytes() -> int:
+    """Return how much of mapped files may stay in memory: what is free, within the limits of the process's group."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _sizes_in("/proc/meminfo").get("MemAvailable", installed)
+    return min([installed, free, *_group_memory()])
+
+
+def advise(address: int, size_bytes: int, advice: int) -> None:
+    """Tell the system how a stretch of memory will be used (mmap.MADV_...), which it may heed where that is a file."""
+    start = address - address % mmap.PAGESIZE
+    _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + size_bytes - start), advice)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def num_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many CPU cores this process may keep busy: those it may run on, within the quota of its group.
+
+    Of a quota of 2.5 cores 2 are counted: a third thread would be stopped for half of the time, and the others, who
+    wait for it, with it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([cores, *_group_cores()])))
 
 
 @contextlib.contextmanager
@@ -160,12 +210,13 @@ class _ProgressLine:
         self._bar.start()
 
 
-def _map_file(folder: Path, size_bytes: int) -> mmap.mmap:
-    """Return a new file without a name in `folder` as memory. Raises OSError, also where the disk is too full."""
+@contextlib.contextmanager
+def _new_file(folder: Path, size_bytes: int) -> Iterator[IO[bytes]]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size_bytes)  # a full disk is an error now, later it would be a signal
-        return mmap.mmap(file.fileno(), size_bytes)
+        if size_bytes:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)  # a full disk is an error now, later it would be a signal
+        yield file
 
 
 def _sizes_in(path: str) -> dict[str, int]:
@@ -179,14 +230,37 @@ def _sizes_in(path: str) -> dict[str, int]:
     return sizes
 
 
-def _group_limits() -> Iterator[int]:
-    """Yield the memory limits of the control group of this process and of those around it (cgroup v2)."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            group = next(line.rstrip("\n")[3:] for line in file if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return
-    inner = Path("/sys/fs/cgroup", group.lstrip("/"))
-    for folder in (inner, *inner.parents[: len(Path(group).parts) - 1]):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            yield int((folder / "memory.max").read_text(encoding="ascii"))
+def _group_memory() -> Iterator[int]:
+    """Yield the memory limits of the control groups of this process, in bytes."""
+    for folder in _groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # version 2, version 1
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number
+                yield int((folder / name).read_text(encoding="ascii"))
+
+
+def _group_cores() -> Iterator[float]:
+    """Yield the CPU quotas of the control groups of this process, in cores."""
+    for folder in _groups("cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+            yield int(quota) / int(period)
+        with contextlib.suppress(OSError, ValueError):
+            files = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+            quota, period = (file.read_text(encoding="ascii") for file in files)
+            if int(quota) > 0:  # -1: none
+                yield int(quota) / int(period)
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups of this process, and of those around them, that may limit something.
+
+    In a container, which sees its own group as the root, the path may be that outside; then only the root is there.
+    """
+    with contextlib.suppress(OSError):
+        for line in _OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            root = _GROUPS / controller if controllers else _GROUPS  # version 2 has one tree for all
+            inner = root / group.lstrip("/")
+            yield from (inner, *inner.parents[: len(Path(group).parts) - 1])

@@ -165,9 +165,10 @@ class Train(Settings):
         None, ge=1, description="samples in memory at once; gradients add up to the whole batch"
     )
     eval_batch_size: int = Field(512, ge=1, description="samples at once in evaluation; changes no result")
-    sampler: Literal["shuffle", "sequential", "balanced"] = Field(
+    sampler: Literal["shuffle", "blocks", "sequential", "balanced"] = Field(
         "shuffle",
-        description="order of the samples in an epoch; balanced draws all classes equally often, with replacement",
+        description="order of the samples in an epoch; blocks shuffles stretches of the file, and 128 MiB of them "
+        "together, for data larger than the memory; balanced draws all classes equally often, with replacement",
     )
     drop_last: bool = Field(False, description="leave out the last batch of an epoch if it is not full")
     evaluate_every: Span = Field(

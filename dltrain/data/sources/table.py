@@ -1,7 +1,7 @@
 """Tables as a data source: CSV and Parquet files -> a numeric and a categorical tensor.
 
 `read` gives labelled rows, `fit` learns from the training rows (column kinds, scaling, vocabularies),
-`encode` turns any rows into tensors. The inputs of `Samples` are an Arrow table without the targets.
+`encode` turns any rows into tensors. The inputs of `Samples` are `Rows` without the targets.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from dltrain.data.sources.table_features import (
     missing_value,
 )
 from dltrain.data.sources.table_files import NAMELESS, TableFile, no_such_column
+from dltrain.data.sources.table_rows import Rows
 from dltrain.data.storage import allocate
 from dltrain.errors import ConfigError, DataError
 
@@ -101,20 +102,21 @@ class Table:
         file = self._file(path)
         table = file.read()
         self._check_columns(file.name, table.column_names, own=path is None)
-        rows = np.arange(len(table))
+        indices = np.arange(len(table))
+        rows = Rows(table)
         if self.missing == "drop":
-            rows = self._complete_rows(file.name, table)
-            table = table.take(pa.array(rows))
-        place = _row_place(file.name, rows)
+            indices = self._complete_rows(file.name, table)
+            rows = rows.take(indices)
+        place = _row_place(file.name, indices)
         splits = None
         if self.split_column is not None and self.split_column in table.column_names:
-            splits = to_split_names(self.split_column, table[self.split_column], cell_place(place, self.split_column))
+            splits = to_split_names(self.split_column, rows[self.split_column], cell_place(place, self.split_column))
         not_inputs = [*self.targets, *([] if splits is None else [self.split_column])]
         return Samples(
-            inputs=table.drop_columns(not_inputs),
-            targets=self._read_targets(table, place),
+            inputs=Rows(table.drop_columns(not_inputs), rows.indices),
+            targets=self._read_targets(rows, place),
             place=place,
-            take_inputs=_take_rows,
+            take_inputs=Rows.take,
             target_names=self.targets,
             splits=splits,
         )
@@ -132,7 +134,7 @@ class Table:
             for block in file.blocks(wanted):
                 rows = np.arange(start, start + len(block))
                 start += len(block)
-                yield Samples(block, None, _row_place(file.name, rows), _take_rows)
+                yield Samples(Rows(block), None, _row_place(file.name, rows), Rows.take)
 
     def fit(self, samples: Samples) -> dict[str, Any]:
         """Return what the training rows teach: {"columns", "features", "cardinalities"}, JSON-able.
@@ -141,12 +143,12 @@ class Table:
         numeric; "cardinalities" holds the size of each embedded column, slot 0 included.
         Raises DataError for cells that do not fit the kind of their column, and where no feature is left.
         """
-        table: pa.Table = samples.inputs
-        file = _file_name(table)
+        rows: Rows = samples.inputs
+        file = rows.file
         settings = (self.categories, self.scale, self.missing)
         columns = [
-            fit_column(file, name, table[name], samples.place, self.kinds.get(name), *settings)
-            for name in table.column_names
+            fit_column(file, name, rows[name], samples.place, self.kinds.get(name), *settings)
+            for name in rows.column_names
         ]
         if all(column["kind"] == "ignore" for column in columns):
             reasons = "".join(f"; {column['name']!r}: {column['note']}" for column in columns)
@@ -163,23 +165,25 @@ class Table:
         Raises DataError with file, row and column for cells that are missing where that is refused, do not
         fit the kind of their column, or overflow float32.
         """
-        table: pa.Table = samples.inputs
+        rows: Rows = samples.inputs
         columns = [column for column in state["columns"] if column["kind"] != "ignore"]
-        _check_there(_file_name(table), [column["name"] for column in columns], table.column_names)
-        numeric = allocate((len(table), len(state["features"])), np.float32)
-        categories = allocate((len(table), len(state["cardinalities"])), np.int64)
-        feature_index = category_index = 0
-        for column in columns:
-            cells, place = table[column["name"]], cell_place(samples.place, column["name"])
-            if is_embedded(column):
-                categories[:, category_index] = encode_codes(cells, column, place)
-                category_index += 1
-                continue
-            for values in encode_features(cells, column, place):
-                numeric[:, feature_index] = values
-                feature_index += 1
+        _check_there(rows.file, [column["name"] for column in columns], rows.column_names)
+        numeric = allocate((len(rows), len(state["features"])), np.float32)
+        categories = allocate((len(rows), len(state["cardinalities"])), np.int64)
+        for at, block in rows.blocks():
+            place = _later(samples.place, at.start)
+            feature_index = category_index = 0
+            for column in columns:
+                cells, cell = block[column["name"]], cell_place(place, column["name"])
+                if is_embedded(column):
+                    categories[at, category_index] = encode_codes(cells, column, cell)
+                    category_index += 1
+                    continue
+                for values in encode_features(cells, column, cell):
+                    numeric[at, feature_index] = values
+                    feature_index += 1
         tensors = (torch.from_numpy(numeric), torch.from_numpy(categories))
-        return tensors if category_index else tensors[:1]
+        return tensors if state["cardinalities"] else tensors[:1]
 
     def files(self, path: str | None = None) -> list[tuple[str, str]]:
         """Return (name, path) of the one file that `read(path)` reads."""
@@ -239,8 +243,8 @@ class Table:
             self.notes.append(note)
         return rows
 
-    def _read_targets(self, table: pa.Table, place: Callable[[int], str]) -> np.ndarray:
-        targets = [self._read_target(name, table[name], place) for name in self.targets]
+    def _read_targets(self, rows: Rows, place: Callable[[int], str]) -> np.ndarray:
+        targets = [self._read_target(name, rows[name], place) for name in self.targets]
         return targets[0] if len(targets) == 1 else np.stack(targets, axis=1)
 
     def _read_target(self, name: str, column: pa.ChunkedArray, place: Callable[[int], str]) -> np.ndarray:
@@ -270,17 +274,13 @@ def _check_there(file: str, wanted: Sequence[str], names: Sequence[str]) -> None
             raise no_such_column(file, name, names)
 
 
-def _take_rows(table: pa.Table, indices: np.ndarray) -> pa.Table:
-    return table.take(pa.array(indices))
-
-
 def _row_place(file: str, rows: np.ndarray) -> Callable[[int], str]:
     return lambda i: f"{file}: row {rows[i] + 1}"
 
 
-def _file_name(table: pa.Table) -> str:
-    name: str = table.schema.metadata[b"file"].decode()
-    return name
+def _later(place: Place, start: int) -> Place:
+    """Return where the samples from `start` on stand."""
+    return lambda i: place(start + i)
 
 
 def _labels(text: pa.ChunkedArray, place: Place) -> np.ndarray:

@@ -19,6 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from dltrain.data.sources.json_lines import explain_json_lines, read_json_lines
+from dltrain.data.storage import is_large, map_file, scratch_file
 from dltrain.errors import DataError
 from dltrain.names import did_you_mean, first_line, shortened
 
@@ -26,6 +27,7 @@ BLOCK_ROWS = 8192
 NAMELESS = ("Unnamed: ", "__index_level_")
 """How pandas names columns without a name, mostly a saved row index; here, too, those of CSV files."""
 _MIB = 1 << 20
+_GZIP_FACTOR = 10  # how much larger a table may well be than its compressed file
 _PARQUET, _GZIP, _ZIP = b"PAR1", b"\x1f\x8b", b"PK\x03\x04"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -47,8 +49,11 @@ class TableFile:
 
         Column types: string (CSV), and from Parquet and JSON integers, float64, timestamp[us] (UTC where there is a
         time zone) and dictionary (text and booleans); other types stay as they are.
+        A table that is large beside the memory is written to a file without a name, and mapped.
         Raises DataError if the file cannot be read, has no rows, or names two columns alike.
         """
+        if not self._is_json and is_large(self._size_bytes()):
+            return self._read_mapped()
         if self._magic == _PARQUET:
             with self._explained():
                 table = pq.ParquetFile(self.path).read()
@@ -65,6 +70,33 @@ class TableFile:
         self._check_rows(table.num_rows)
         return self._cleaned(table.combine_chunks())
 
+    def _read_mapped(self) -> pa.Table:
+        """Return all rows in memory that is a file."""
+        blocks = self.blocks(self.column_names())
+        first = next(blocks)
+        try:
+            with scratch_file() as file:
+                with pa.ipc.new_stream(file, first.schema) as writer:
+                    writer.write_table(first)
+                    for block in blocks:
+                        writer.write_table(block)
+                pa.default_memory_pool().release_unused()
+                return pa.ipc.open_stream(pa.py_buffer(map_file(file))).read_all()
+        except OSError as error:
+            raise DataError(
+                f"{self.name}: is large beside the memory, and there is no room on the disk to lay it out: "
+                f"{error.strerror or error}; set DLTRAIN_CACHE to a folder with more"
+            ) from None
+
+    def _size_bytes(self) -> int:
+        """Return about how much memory all rows take."""
+        if self._magic == _PARQUET:
+            with self._explained():
+                facts = pq.read_metadata(self.path)
+            groups = sum(facts.row_group(i).total_byte_size for i in range(facts.num_row_groups))
+            return int(max(groups, facts.num_rows * facts.num_columns * 8))
+        return self.path.stat().st_size * (_GZIP_FACTOR if self._magic[:2] == _GZIP else 2)
+
     def column_names(self) -> list[str]:
         """Return the names of the columns, without reading further than needed: all of it, if it is JSON lines."""
         if self._is_json:
@@ -79,7 +111,7 @@ class TableFile:
     def blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the rows of `columns`, which must exist, at most BLOCK_ROWS at a time, typed as by `read`.
 
-        Memory does not grow with the file (but with JSON lines and a row group of Parquet). Raises DataError as
+        Memory does not grow with the file (but with JSON lines). Raises DataError as
         `read` does.
         """
         batches = self._batches(columns)
@@ -105,7 +137,7 @@ class TableFile:
             return read_json_lines(self._stream())
 
     def _parquet_batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        file = pq.ParquetFile(self.path)
+        file = pq.ParquetFile(self.path, memory_map=True)  # else whole column chunks are read first
         for batch in file.iter_batches(batch_size=BLOCK_ROWS, columns=list(columns)):
             batch.validate(full=True)
             yield batch.select(list(columns))
