@@ -70,7 +70,8 @@ def axis_of_values(name: str, values: Sequence[float], higher_is_better: bool, s
         worst = usual
     low, high = min(best, worst), max(best, worst)
     if low > 0 and high / low > _WIDE:
-        return Axis(name, "log", low / 1.1, high * 1.1)
+        margin = (high / low) ** 0.04
+        return Axis(name, "log", low / margin, high * margin)
     margin = 0.04 * (high - low) or 0.05 * abs(low) or 0.5
     return Axis(name, "linear", low - margin, high + margin)
 

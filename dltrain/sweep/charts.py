@@ -6,6 +6,7 @@ All that belongs to one trial carries its number in `data-t`, by which report.js
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class _Frame:
     left: int = 52
     right: int = 14
     top: int = 12
-    bottom: int = 40
+    bottom: int = 46
 
     def place(self, x: Any, y: Any) -> tuple[float, float] | None:
         """Return the pixel of a point; None for what has no place."""
@@ -85,17 +86,17 @@ class _Frame:
             ink.append(f'<line class="grid" x1="{x0:.0f}" x2="{x1:.0f}" y1="{y:.1f}" y2="{y:.1f}"/>')
             ink.append(f'<text class="tick" x="{x0 - 6:.0f}" y="{y + 3.5:.1f}" text-anchor="end">{escape(text)}</text>')
         ticks = self.x.ticks(max(2, int((x1 - x0) / 75)))
-        room = (x1 - x0) / max(1, len(ticks)) / 5.6 if self.x.kind == "choice" else 99
-        for share, text in ticks:
+        room = (x1 - x0) / max(1, len(ticks)) / 5.8 if self.x.kind == "choice" else 99
+        lines = 2 if any(len(text) > room for _, text in ticks) else 1  # long labels stand in two lines, in turn
+        for index, (share, text) in enumerate(ticks):
             x = self.across(share)
             ink.append(f'<line class="stroke" x1="{x:.1f}" x2="{x:.1f}" y1="{y0:.0f}" y2="{y0 + 4:.0f}"/>')
-            text = escape(shortened(text, max(4, int(room))))
-            ink.append(f'<text class="tick" x="{x:.1f}" y="{y0 + 16:.0f}" text-anchor="middle">{text}</text>')
+            text, line = escape(shortened(text, max(5, int(room * lines)))), y0 + 16 + 11 * (index % lines)
+            ink.append(f'<text class="tick" x="{x:.1f}" y="{line:.0f}" text-anchor="middle">{text}</text>')
         ink.append(f'<line class="stroke" x1="{x0:.0f}" x2="{x1:.0f}" y1="{y0:.0f}" y2="{y0:.0f}"/>')
         name = shortened(self.x.name, int((x1 - x0) / 6))
-        ink.append(
-            f'<text class="name" x="{(x0 + x1) / 2:.0f}" y="{self.height - 6}" text-anchor="middle">{escape(name)}</text>'
-        )
+        under = f'x="{(x0 + x1) / 2:.0f}" y="{self.height - 6}" text-anchor="middle"'
+        ink.append(f'<text class="name" {under}>{escape(name)}</text>')
         if self.y.name:
             middle = (y0 + y1) / 2
             ink.append(
@@ -105,12 +106,13 @@ class _Frame:
         return _svg(self.width, self.height, [*ink, *body], label)
 
 
-def parallel(axes: Sequence[Axis], trials: Sequence[tuple[Mark, Sequence[Any]]], num_settings: int) -> str:
-    """Return the chart of parallel coordinates; the objectives are the axes after the first `num_settings`.
+def parallel(axes: Sequence[Axis], trials: Sequence[tuple[Mark, Sequence[Any]]], higher: Sequence[bool]) -> str:
+    """Return the chart of parallel coordinates; the last axes are those of objectives, `higher` says which way is up.
 
     Trials are drawn in their order, over each other; None is a value that a trial does not have.
     """
     gap = max(120, 940 // max(1, len(axes) - 1))
+    num_settings = len(axes) - len(higher)
     left, top, bottom, height = 64, 52, 16, 380
     width = left + gap * (len(axes) - 1) + 84
     low = height - bottom
@@ -131,6 +133,7 @@ def parallel(axes: Sequence[Axis], trials: Sequence[tuple[Mark, Sequence[Any]]],
         body.append(f'<g class="{kind}"><line x1="{x}" x2="{x}" y1="{top}" y2="{low}"/>')
         above, dot, name = axis.name.rpartition("." if index < num_settings else "/")
         longest = gap // 7
+        better = "" if index < num_settings else " ↑" if higher[index - num_settings] else " ↓"
         if dot:
             body.append(
                 f'<text class="tick" x="{x}" y="{top - 32}" text-anchor="middle">'
@@ -138,7 +141,7 @@ def parallel(axes: Sequence[Axis], trials: Sequence[tuple[Mark, Sequence[Any]]],
             )
         body.append(
             f'<text class="name strong" x="{x}" y="{top - 17}" text-anchor="middle">'
-            f"{escape(shortened(name, longest))}</text>"
+            f"{escape(shortened(name, longest))}{better}</text>"
         )
         for share, text in axis.ticks(6):
             y = low - share * (low - top)
@@ -175,7 +178,7 @@ def scatter(x: Axis, y: Axis, points: Sequence[Point], rug: Sequence[tuple[Mark,
 
 
 def front(x: Axis, y: Axis, points: Sequence[Point], x_higher: bool, stairs: bool) -> str:
-    """Return the chart of two objectives; the front is what is marked best, joined by `stairs` if it is theirs alone."""
+    """Return the chart of two objectives; the front is what is marked best, joined by `stairs` if these two make it."""
     frame = _Frame(760, 400, x, y, left=72)
     best = [point for point in points if point.mark.is_best]
     body = []
@@ -219,7 +222,8 @@ def curves(x: Axis, y: Axis, found: Sequence[Curve]) -> str:
             body.append(f'<path {curve.mark.attributes} d="{line}"/>')
         if curve.mark.look == "failed":
             across, up = places[-1]
-            body.append(f'<path {curve.mark.attributes} d="M{across - 4:.1f} {up - 4:.1f}l8 8m0 -8l-8 8"/>')
+            cross = f"M{across - 4:.1f} {up - 4:.1f}l8 8m0 -8l-8 8"
+            body.append(f'<path data-t="{curve.mark.trial}" class="failed cross" d="{cross}"/>')
     return frame.svg([*body, "</g>"], f"{y.name} against {x.name}, a curve for each training")
 
 
@@ -249,7 +253,7 @@ def _jitter(axis: Axis, number: int) -> float:
 def _smooth(places: Sequence[tuple[float, float]]) -> str:
     """Return a path through the places that crosses each axis at a right angle."""
     path = f"M{places[0][0]:.0f} {places[0][1]:.1f}"
-    for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(places):
         bend = (x1 - x0) * 0.4
         path += f"C{x0 + bend:.0f} {y0:.1f} {x1 - bend:.0f} {y1:.1f} {x1:.0f} {y1:.1f}"
     return path
@@ -258,4 +262,5 @@ def _smooth(places: Sequence[tuple[float, float]]) -> str:
 def _svg(width: int, height: int, body: Sequence[str], label: str, name: str = "") -> str:
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"'
     head += f' class="{name}"' if name else ""
-    return "".join([head, f' style="min-width:{min(width, 640) if width > 400 else 0}px">', *body, "</svg>"])
+    least, most = min(width, 860) if width > 400 else 0, 1.1 * width
+    return "".join([head, f' style="min-width:{least}px;max-width:{most:.0f}px">', *body, "</svg>"])

@@ -129,7 +129,9 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     try:
         data = path.read_bytes()
     except OSError:
-        raise ConfigError(f"{folder}: is no folder of a sweep (it has no {EVENTS}); such as runs/digits-sweep/1") from None
+        raise ConfigError(
+            f"{folder}: is no folder of a sweep (it has no {EVENTS}); such as runs/digits-sweep/1"
+        ) from None
     return _events(path, data[: data.rfind(b"\n") + 1])
 
 

@@ -1,7 +1,7 @@
 """report.html: a sweep on one page that needs nothing else, made from the sweep's folder alone by `write_report`.
 
-`_Facts` is what is known, each function below it returns one chapter of the page. Whatever comes from configs, data and
-errors goes through `escape`. Looks are in report.css, what answers the pointer in report.js; without it nothing is lost.
+`facts` is what is known; each function below it returns one chapter of the page. Whatever comes from configs, data and
+errors goes through `escape`. Looks are in report.css, what answers the pointer is in report.js.
 """
 
 from __future__ import annotations
@@ -10,31 +10,26 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
-from dltrain.config.schema.sweep import Sweep
-from dltrain.config.validate import ConfigFile
 from dltrain.console import clock_text, number_text
-from dltrain.metrics import HIGHER_IS_BETTER, PRIMARY
-from dltrain.names import spell
-from dltrain.run import read_metrics, writing
+from dltrain.metrics import HIGHER_IS_BETTER
+from dltrain.names import shortened, spell
+from dltrain.run import writing
 from dltrain.sweep import charts
-from dltrain.sweep.axes import Axis, axis_of_setting, axis_of_values, is_number, short
+from dltrain.sweep.axes import Axis, axis_of_values, is_number, short
 from dltrain.sweep.charts import Curve, Mark, Point, escape
+from dltrain.sweep.facts import NUM_SHADES, Facts
 from dltrain.sweep.folder import file_of
 from dltrain.sweep.importance import NUM_NEEDED, importance
-from dltrain.sweep.journal import Trial, ranked, read_events, trials_of
+from dltrain.sweep.journal import Trial, read_events
 from dltrain.sweep.points import num_trials
-from dltrain.sweep.space import options_of, settings_of
+from dltrain.sweep.space import options_of, settings_of, text_of
 
 REPORT = "report.html"
-_NUM_SHADES = 9
+_LONGEST_ERROR = 120
 _STATES = ("finished", "pruned", "failed", "open")
 
 
@@ -48,7 +43,7 @@ def write_report(sweep_folder: str | Path) -> Path:
     folder = Path(sweep_folder)
     events = read_events(folder)
     file = file_of(folder, events)
-    facts = _Facts(folder, file, settings_of(file), events)
+    facts = Facts(folder, file, settings_of(file), events)
     with writing(folder / REPORT) as path:
         temporary = path.with_name(f"{REPORT}.tmp")
         temporary.write_text(_page(facts), encoding="utf-8")
@@ -56,102 +51,7 @@ def write_report(sweep_folder: str | Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What the page says, before it is said."""
-
-    folder: Path
-    file: ConfigFile
-    settings: Sweep
-    events: list[dict[str, Any]]
-
-    @cached_property
-    def trials(self) -> list[Trial]:
-        return list(trials_of(self.events, self.settings.seeds).values())
-
-    @cached_property
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Run directory, relative to the sweep's -> its lines of metrics."""
-        folders = [run.folder for trial in self.trials for run in trial.runs if run.folder]
-        return {folder: read_metrics(self.folder / folder) for folder in folders}
-
-    @cached_property
-    def objectives(self) -> list[str]:
-        if self.settings.objectives:
-            return self.settings.objectives
-        return [self.file.config.train.monitor or self._monitor()]
-
-    @cached_property
-    def higher(self) -> list[bool]:
-        """Of each objective, whether higher is better."""
-        return [HIGHER_IS_BETTER.get(name.partition("/")[2], False) for name in self.objectives]
-
-    @cached_property
-    def values(self) -> dict[int, list[float]]:
-        """Trial -> its objectives, for those that finished with numbers."""
-        found = [t for t in self.trials if t.state == "finished"]
-        width = len(self.objectives)
-        found = [t for t in found if all(len(r.values) == width and all(map(is_number, r.values)) for r in t.runs)]
-        return {trial.number: trial.values for trial in found}
-
-    @cached_property
-    def best(self) -> list[Trial]:
-        """All finished trials, the best first; of several objectives those of the Pareto front."""
-        return ranked({trial.number: trial for trial in self.trials if trial.number in self.values}, self.higher)
-
-    @cached_property
-    def marks(self) -> dict[int, Mark]:
-        """Trial -> how it looks; the colours are by rank in the first objective, so that a bad one cannot use them up."""
-        order = sorted(self.values, key=lambda number: self.values[number][0], reverse=not self.higher[0])
-        last = max(1, len(order) - 1)
-        looks = {number: f"c{(_NUM_SHADES - 1) * place // last}" for place, number in enumerate(order)}
-        best = {trial.number for trial in (self.best[:1] if len(self.objectives) == 1 else self.best)}
-        return {
-            trial.number: Mark(trial.number, looks.get(trial.number, _look(trial)), trial.number in best)
-            for trial in self.trials
-        }
-
-    @cached_property
-    def worst_first(self) -> list[Trial]:
-        """All trials in the order in which they are drawn over each other."""
-
-        def depth(trial: Trial) -> tuple[bool, bool, float]:
-            value = self.values.get(trial.number, [0.0])[0]
-            is_best = self.marks[trial.number].is_best
-            return is_best, trial.number in self.values, value if self.higher[0] else -value
-
-        return sorted(self.trials, key=depth)
-
-    @cached_property
-    def axes(self) -> list[Axis]:
-        return [axis_of_setting(key, dimension) for key, dimension in self.settings.space.items()]
-
-    @cached_property
-    def elapsed_s(self) -> float:
-        """Time in which the sweep was at work, without the pauses before it was resumed."""
-        total_s, last = 0.0, None
-        for event in self.events:
-            now = event.get("time")
-            if is_number(now) and last is not None and event["event"] != "resumed":
-                total_s += max(0.0, now - last)
-            last = now if is_number(now) else last
-        return total_s
-
-    def _monitor(self) -> str:
-        """Return the metric of the tasks that the trials were judged by: the one that had the reported values."""
-        possible = [f"{split}/{name}" for split in ("val", "train") for name in [*PRIMARY.values(), "loss"]]
-        pairs = [(r.values[0], r.metrics) for t in self.trials for r in t.runs if r.values]
-        for run in (run for trial in self.trials for run in trial.runs):
-            pairs += zip(run.reports, self.rows.get(run.folder, []), strict=False)
-        pairs = [(value, row) for value, row in pairs if value is not None]
-        return next((name for name in possible if all(row.get(name) == value for value, row in pairs)), possible[-1])
-
-
-def _look(trial: Trial) -> str:
-    return "open" if trial.state == "finished" else trial.state
-
-
-def _page(facts: _Facts) -> str:
+def _page(facts: Facts) -> str:
     here = Path(__file__)
     chapters = [_head(facts), _best(facts), _parallel(facts), _importance(facts), _slices(facts), _front(facts)]
     chapters += [_curves(facts), _table(facts)]
@@ -173,7 +73,7 @@ def _page(facts: _Facts) -> str:
 # ---- the chapters ----------------------------------------------------------------------------------------------------
 
 
-def _head(facts: _Facts) -> str:
+def _head(facts: Facts) -> str:
     settings, states = facts.settings, [trial.state for trial in facts.trials]
     total = max(num_trials(settings), len(states))
     counts = {state: states.count(state) for state in _STATES[:3]}
@@ -183,12 +83,14 @@ def _head(facts: _Facts) -> str:
         for name, higher in zip(facts.objectives, facts.higher, strict=True)
     )
     one = len(settings.space) == 1
-    how = f"chosen by {settings.sampler}" + ("" if settings.pruner == "none" else f", pruned by {settings.pruner}")
-    seeds = f", each trained with {settings.seeds} seeds" if settings.seeds > 1 else ""
+    how = f", each trained with {settings.seeds} seeds" if settings.seeds > 1 else ""
+    how += f", chosen by {settings.sampler}" + ("" if settings.pruner == "none" else f", pruned by {settings.pruner}")
     figures = []
     if facts.best and len(facts.objectives) == 1:
         best = facts.best[0]
-        figures.append(("goal", f"best {facts.objectives[0]}", f"{_value_text(best, 0)} <small>trial {best.number}</small>"))
+        figures.append(
+            ("goal", f"best {facts.objectives[0]}", f"{_value_text(best, 0)} <small>trial {best.number}</small>")
+        )
     elif facts.best:
         figures.append(("goal", "on the Pareto front", f"{len(facts.best)} <small>trials</small>"))
     figures += [("", state, f"{count:,}") for state, count in counts.items()]
@@ -198,14 +100,14 @@ def _head(facts: _Facts) -> str:
     return f"""<header>
 <p class="kicker">Sweep {escape(_shown(facts.folder))}</p>
 <h1>{escape(facts.file.name)}</h1>
-<p class="lede">{total:,} trial{"" if total == 1 else "s"} over {len(settings.space)} setting{"" if one else "s"}{seeds},
-{how}, for the {goals}.</p>
+<p class="lede">{total:,} trial{"" if total == 1 else "s"} over {len(settings.space)} setting{"" if one else "s"}{how},
+for the {goals}.</p>
 <dl class="figures">{items}</dl>
-<div class="states" role="img" aria-label="{", ".join(f"{count} {state}" for state, count in counts.items())}">{bar}</div>
+<div class="states" role="img" aria-label="states of the trials">{bar}</div>
 </header>"""
 
 
-def _best(facts: _Facts) -> str:
+def _best(facts: Facts) -> str:
     states = [trial.state for trial in facts.trials]
     commands = []
     if states.count("open") or len(states) < num_trials(facts.settings):
@@ -230,24 +132,24 @@ def _box(texts: Sequence[tuple[str, str]]) -> str:
     return f'<div class="box">{copy}{inner}</div>'
 
 
-def _parallel(facts: _Facts) -> str:
-    goals = _goal_axes(facts)
+def _parallel(facts: Facts) -> str:
+    goals = facts.goals
     rows = [
         (facts.marks[t.number], [*(t.params.get(axis.name) for axis in facts.axes), *_values_or_none(facts, t)])
         for t in facts.worst_first
     ]
-    chart = charts.parallel([*facts.axes, *goals], rows, len(facts.axes))
+    chart = charts.parallel([*facts.axes, *goals], rows, facts.higher)
     return f"""<section>
 <h2>All trials</h2>
 <p class="note">A line is a trial: the settings it had, and on the right what came of it. The lines of trials without
-a result end before it.{_edge_note(facts, goals)} <span class="needs-js">Draw along an axis to choose trials everywhere
+a result end before it.{_edge_note(facts)} <span class="needs-js">Draw along an axis to choose trials everywhere
 on this page; a click there chooses all again.</span></p>
 {_legend(facts)}
 <div class="chart">{chart}</div>
 </section>"""
 
 
-def _importance(facts: _Facts) -> str:
+def _importance(facts: Facts) -> str:
     head = "<section>\n<h2>Which settings mattered</h2>\n"
     places = {t.number: [axis.at(t.params.get(axis.name)) for axis in facts.axes] for t in facts.trials}
     numbers = [number for number in facts.values if None not in places[number]]
@@ -268,8 +170,9 @@ def _importance(facts: _Facts) -> str:
         bars = sorted(zip(facts.settings.space, shares, strict=True), key=lambda bar: -bar[1])
         rows = [_bar(key, share, "") for key, share in bars] + [_bar("several together", rest, "rest")]
         parts.append(f'<div>{title}<div class="bars">{"".join(rows)}</div></div>')
+    few = "; so few say little" if len(numbers) < 30 else ""
     return f"""{head}<p class="note">Share of the variance over the whole space that each setting accounts for by itself
-(fANOVA on a random forest, from {len(numbers)} finished trials{"; so few say little" if len(numbers) < 30 else ""}).</p>
+(fANOVA on a random forest, from {len(numbers)} finished trials{few}).</p>
 <div class="pair">{"".join(parts)}</div>\n</section>"""
 
 
@@ -278,23 +181,27 @@ def _bar(name: str, share: float, kind: str) -> str:
     return f'<span>{escape(name)}</span><i class="{kind}" style="width:{width}"></i><b>{100 * share:.0f} %</b>'
 
 
-def _slices(facts: _Facts) -> str:
-    goals = _goal_axes(facts)
+def _slices(facts: Facts) -> str:
+    goals = facts.goals
+    four = len(facts.axes) == 4 or len(facts.axes) > 6
+    size = (265, 210) if four else (340, 230)
     parts = []
     for index, goal in enumerate(goals):
         if len(goals) > 1:
             parts.append(f"<h3>{escape(goal.name)}</h3>")
-        cells = [charts.scatter(axis, goal, *_dots(facts, axis.name, index), (340, 230)) for axis in facts.axes]
-        parts.append(f'<div class="slices">{"".join(f"<div>{cell}</div>" for cell in cells)}</div>')
+        cells = [charts.scatter(axis, goal, *_dots(facts, axis.name, index), size) for axis in facts.axes]
+        parts.append(
+            f'<div class="slices{" four" if four else ""}">{"".join(f"<div>{cell}</div>" for cell in cells)}</div>'
+        )
     rug = " Ticks at the bottom are trials without a result." if len(facts.values) < len(facts.trials) else ""
     return f"""<section>
 <h2>Setting by setting</h2>
-<p class="note">The objective against each setting; a dot is a trial.{rug}{_edge_note(facts, goals)}</p>
+<p class="note">The objective against each setting; a dot is a trial.{rug}{_edge_note(facts)}</p>
 {"".join(parts)}
 </section>"""
 
 
-def _dots(facts: _Facts, key: str, index: int) -> tuple[list[Point], list[tuple[Mark, Any]]]:
+def _dots(facts: Facts, key: str, index: int) -> tuple[list[Point], list[tuple[Mark, Any]]]:
     """Return the trials as points of a setting and an objective, and those that have no value there."""
     points, others = [], []
     for trial in facts.worst_first:
@@ -307,14 +214,18 @@ def _dots(facts: _Facts, key: str, index: int) -> tuple[list[Point], list[tuple[
     return points, others
 
 
-def _front(facts: _Facts) -> str:
+def _front(facts: Facts) -> str:
     if len(facts.objectives) < 2:
         return ""
-    x, y = (axis_of_values(name, values, False, 1.0) for name, values in _columns(facts)[:2])
+    # A front is about the ends, so nothing is moved to the edge here.
+    x, y = (
+        _with_arrow(axis_of_values(name, values, higher, share=1.0), higher)
+        for name, values, higher in zip(facts.objectives[:2], facts.columns, facts.higher, strict=False)
+    )
     points = [
         Point(facts.marks[t.number], *facts.values[t.number][:2]) for t in facts.worst_first if t.number in facts.values
     ]
-    chart = charts.front(_with_arrow(x, facts.higher[0]), _with_arrow(y, facts.higher[1]), points, facts.higher[0], len(facts.objectives) == 2)
+    chart = charts.front(x, y, points, facts.higher[0], stairs=len(facts.objectives) == 2)
     more = "" if len(facts.objectives) == 2 else f" Of {len(facts.objectives)} objectives the first two are shown."
     return f"""<section>
 <h2>Pareto front</h2>
@@ -323,9 +234,9 @@ def _front(facts: _Facts) -> str:
 </section>"""
 
 
-def _curves(facts: _Facts) -> str:
-    metrics = [name for name in facts.objectives if "/" in name] or [facts.file.config.train.monitor or facts._monitor()]
-    parts = []
+def _curves(facts: Facts) -> str:
+    metrics = [name for name in facts.objectives if "/" in name] or [facts.monitor]
+    parts, cut = [], False
     for name in metrics:
         found = [
             Curve(facts.marks[trial.number], points)
@@ -338,11 +249,15 @@ def _curves(facts: _Facts) -> str:
             continue
         higher = HIGHER_IS_BETTER.get(name.partition("/")[2], False)
         last_step = max(curve.points[-1][0] for curve in found)
-        y = axis_of_values(name, [value for curve in found for _, value in curve.points], higher, 0.97)
+        y = axis_of_values(name, [value for curve in found for _, value in curve.points], higher, 0.9)
         chart = charts.curves(Axis("step", "linear", 0.0, last_step or 1.0), _with_arrow(y, higher), found)
         parts.append(f'<div class="chart">{chart}</div>')
-    silent = sum(not facts.rows.get(run.folder) for trial in facts.trials for run in trial.runs if run.state == "failed")
+        cut = cut or any(not y.low <= value <= y.high for curve in found for _, value in curve.points)
+    silent = sum(
+        not facts.rows.get(run.folder) for trial in facts.trials for run in trial.runs if run.state == "failed"
+    )
     note = f" {silent} failed before the first evaluation and have none." if silent else ""
+    note += " What is far worse than most is drawn at the edge." if cut else ""
     return f"""<section>
 <h2>Learning curves</h2>
 <p class="note">A curve for each training.{note}</p>
@@ -351,10 +266,18 @@ def _curves(facts: _Facts) -> str:
 </section>"""
 
 
-def _table(facts: _Facts) -> str:
+def _table(facts: Facts) -> str:
     """Return the table; `data-v` is what a column is sorted by, with all digits."""
     has_errors = any(trial.error for trial in facts.trials)
-    heads = ["trial", "state", *facts.objectives, *facts.settings.space, "time", "run", *(["error"] if has_errors else [])]
+    heads = [
+        "trial",
+        "state",
+        *facts.objectives,
+        *facts.settings.space,
+        "time",
+        "run",
+        *(["error"] if has_errors else []),
+    ]
     rows = []
     for trial in facts.trials:
         mark = facts.marks[trial.number]
@@ -371,7 +294,7 @@ def _table(facts: _Facts) -> str:
         links = [f'<a href="./{escape(quote(folder))}/">{escape(folder)}</a>' for folder in folders]
         cells.append(f"<td>{'<br>'.join(links)}</td>")
         if has_errors:
-            cells.append(f'<td class="wide">{escape(trial.error)}</td>')
+            cells.append(f'<td class="wide">{_error(trial.error)}</td>')
         kind = f"{trial.state}{' best' if mark.is_best else ''}"
         rows.append(f'<tr data-t="{trial.number}" class="{kind}">{"".join(cells)}</tr>')
     columns = "".join(f"<th>{escape(head)}</th>" for head in heads)
@@ -385,6 +308,13 @@ def _table(facts: _Facts) -> str:
 </section>"""
 
 
+def _error(text: str) -> str:
+    """Return an error, the rest of a long one to be unfolded."""
+    if len(text) <= _LONGEST_ERROR:
+        return escape(text)
+    return f"<details><summary>{escape(shortened(text, _LONGEST_ERROR))}</summary>{escape(text)}</details>"
+
+
 # ---- what several chapters say ---------------------------------------------------------------------------------------
 
 
@@ -394,43 +324,36 @@ def _cell(value: Any, text: str) -> str:
     return f'<td class="n" data-v="{escape(repr(value))}">{text}</td>'
 
 
-def _legend(facts: _Facts) -> str:
-    shades = "".join(f'<rect class="c{i}" x="{12 * i}" width="12" height="12"/>' for i in range(_NUM_SHADES))
+def _legend(facts: Facts) -> str:
+    shades = "".join(f'<rect class="c{i}" x="{12 * i}" width="12" height="12"/>' for i in range(NUM_SHADES))
     what = escape(facts.objectives[0])
-    parts = [f'<span>worst <svg viewBox="0 0 {12 * _NUM_SHADES} 12">{shades}</svg> best by rank in {what}</span>']
+    parts = []
+    if len(facts.values) > 1:
+        parts.append(
+            f'<span>worst <svg viewBox="0 0 {12 * NUM_SHADES} 12">{shades}</svg> best by rank in {what}</span>'
+        )
     best = "best" if len(facts.objectives) == 1 else "Pareto front"
-    looks = [(f"c8 best", best)] if facts.best else []
+    looks = [("c8 best", best)] if facts.best else []
     looks += [(state, state) for state in _STATES[1:] if any(trial.state == state for trial in facts.trials)]
-    parts += [f'<span><svg viewBox="0 0 26 12"><path class="{look}" d="M0 6H26"/></svg> {text}</span>' for look, text in looks]
+    parts += [
+        f'<span><svg viewBox="0 0 26 12"><path class="{look}" d="M0 6H26"/></svg> {text}</span>' for look, text in looks
+    ]
     return f'<div class="legend">{"".join(parts)}</div>'
 
 
-def _columns(facts: _Facts) -> list[tuple[str, list[float]]]:
-    """Return the objectives and of each the values of all finished trials."""
-    return [(name, [values[index] for values in facts.values.values()]) for index, name in enumerate(facts.objectives)]
-
-
-def _goal_axes(facts: _Facts) -> list[Axis]:
-    return [
-        axis_of_values(name, values, higher) for (name, values), higher in zip(_columns(facts), facts.higher, strict=True)
-    ]
-
-
-def _edge_note(facts: _Facts, goals: Sequence[Axis]) -> str:
+def _edge_note(facts: Facts) -> str:
     """Return the sentence on trials that lie beyond an axis."""
-    beyond = [
-        (name, number)
-        for (name, values), axis in zip(_columns(facts), goals, strict=True)
-        if (number := sum(not axis.low <= value <= axis.high for value in values))
-    ]
-    return "".join(f" {number} far worse in {escape(name)} are drawn at the edge." for name, number in beyond)
+    parts = zip(facts.goals, facts.columns, strict=True)
+    beyond = [(axis.name, sum(not axis.low <= value <= axis.high for value in values)) for axis, values in parts]
+    said = [f"{number} far worse in {escape(name)}" for name, number in beyond if number]
+    return f" Drawn at the edge: {', '.join(said)}." if said else ""
 
 
 def _with_arrow(axis: Axis, higher_is_better: bool) -> Axis:
     return Axis(f"{axis.name} ({'higher' if higher_is_better else 'lower'} is better)", axis.kind, axis.low, axis.high)
 
 
-def _values_or_none(facts: _Facts, trial: Trial) -> list[float | None]:
+def _values_or_none(facts: Facts, trial: Trial) -> list[float | None]:
     return list(facts.values.get(trial.number, [None for _ in facts.objectives]))
 
 
@@ -450,8 +373,19 @@ def _yaml_of(params: dict[str, Any]) -> str:
         section = tree
         for part in above:
             section = section.setdefault(part, {})
-        section[name] = value
-    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)).rstrip()
+        section[name] = text_of(value)
+    return "\n".join(_yaml_lines(tree, ""))
+
+
+def _yaml_lines(tree: dict[str, Any], indent: str) -> list[str]:
+    """Return sections of texts as lines, a setting on each."""
+    lines = []
+    for name, inner in tree.items():
+        if isinstance(inner, dict):
+            lines += [f"{indent}{name}:", *_yaml_lines(inner, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name}: {inner}")
+    return lines
 
 
 def _shown(path: Path) -> str:
