@@ -13,7 +13,7 @@ from dltrain.sweep.space import text_of
 
 _LONGEST_LABEL = 18
 _WIDE = 50.0
-"""Values of which the largest is so many times the smallest are shown by their order of magnitude."""
+"""Values of which less is better, and the most is so many times the least, are shown by their order of magnitude."""
 _FAR = 3.0
 """The worst values are drawn at the edge where they would make the axis so many times as long."""
 
@@ -69,7 +69,7 @@ def axis_of_values(name: str, values: Sequence[float], higher_is_better: bool, s
     if best != usual and abs(worst - best) > _FAR * abs(usual - best):
         worst = usual
     low, high = min(best, worst), max(best, worst)
-    if low > 0 and high / low > _WIDE:
+    if low > 0 and high / low > _WIDE and not higher_is_better:
         margin = (high / low) ** 0.04
         return Axis(name, "log", low / margin, high * margin)
     margin = 0.04 * (high - low) or 0.05 * abs(low) or 0.5

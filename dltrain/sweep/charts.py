@@ -64,7 +64,7 @@ class _Frame:
     left: int = 52
     right: int = 14
     top: int = 12
-    bottom: int = 46
+    bottom: int = 52
 
     def place(self, x: Any, y: Any) -> tuple[float, float] | None:
         """Return the pixel of a point; None for what has no place."""
@@ -95,7 +95,7 @@ class _Frame:
             ink.append(f'<text class="tick" x="{x:.1f}" y="{line:.0f}" text-anchor="middle">{text}</text>')
         ink.append(f'<line class="stroke" x1="{x0:.0f}" x2="{x1:.0f}" y1="{y0:.0f}" y2="{y0:.0f}"/>')
         name = shortened(self.x.name, int((x1 - x0) / 6))
-        under = f'x="{(x0 + x1) / 2:.0f}" y="{self.height - 6}" text-anchor="middle"'
+        under = f'x="{(x0 + x1) / 2:.0f}" y="{self.height - 7}" text-anchor="middle"'
         ink.append(f'<text class="name" {under}>{escape(name)}</text>')
         if self.y.name:
             middle = (y0 + y1) / 2
@@ -116,7 +116,7 @@ def parallel(axes: Sequence[Axis], trials: Sequence[tuple[Mark, Sequence[Any]]],
     left, top, bottom, height = 64, 52, 16, 380
     width = left + gap * (len(axes) - 1) + 84
     low = height - bottom
-    body = ['<g class="lines">']
+    body = [f'<g class="lines" style="{_faintness(len(trials))}">']
     for mark, values in trials:
         places = []
         for index, (axis, value) in enumerate(zip(axes, values, strict=True)):
@@ -172,7 +172,7 @@ def scatter(x: Axis, y: Axis, points: Sequence[Point], rug: Sequence[tuple[Mark,
             ends = [frame.place(point.x, point.y + sign * point.spread) for sign in (-1, 1)]
             low, high = (end[1] if end is not None else place[1] for end in ends)
             body.append(f'<path {point.mark.attributes} d="M{across:.1f} {low:.1f}V{high:.1f}"/>')
-        radius = 5 if point.mark.is_best else 3.2
+        radius = 5 if point.mark.is_best else 3.2 if len(points) < 200 else 2
         body.append(f'<circle {point.mark.attributes} cx="{across:.1f}" cy="{place[1]:.1f}" r="{radius}"/>')
     return frame.svg(body, f"{y.name or 'objective'} against {x.name}")
 
@@ -210,7 +210,7 @@ def curves(x: Axis, y: Axis, found: Sequence[Curve]) -> str:
     """Return the learning curves; those of failed trainings end with a cross."""
     frame = _Frame(1040, 380, x, y, left=66)
     longest = max(20, _POINTS_OF_ALL_CURVES // max(1, len(found)))
-    body = ['<g class="lines">']
+    body = [f'<g class="lines" style="{_faintness(len(found))}">']
     for curve in found:
         places = [place for point in _thinned(curve.points, longest) if (place := frame.place(*point)) is not None]
         if not places:
@@ -250,6 +250,11 @@ def _jitter(axis: Axis, number: int) -> float:
     return (number * _GOLDEN % 1 - 0.5) * 0.5 / len(axis.choices) if axis.kind == "choice" else 0.0
 
 
+def _faintness(number: int) -> str:
+    """Return the style by which so many lines can be told apart."""
+    return f"--faint:{max(0.2, min(0.75, 0.75 * (80 / max(1, number)) ** 0.5)):.2f}"
+
+
 def _smooth(places: Sequence[tuple[float, float]]) -> str:
     """Return a path through the places that crosses each axis at a right angle."""
     path = f"M{places[0][0]:.0f} {places[0][1]:.1f}"
@@ -262,5 +267,5 @@ def _smooth(places: Sequence[tuple[float, float]]) -> str:
 def _svg(width: int, height: int, body: Sequence[str], label: str, name: str = "") -> str:
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"'
     head += f' class="{name}"' if name else ""
-    least, most = min(width, 860) if width > 400 else 0, 1.1 * width
+    least, most = min(width, 860) if width > 400 else 0, 1.3 * width if width < 400 else 1.05 * width
     return "".join([head, f' style="min-width:{least}px;max-width:{most:.0f}px">', *body, "</svg>"])

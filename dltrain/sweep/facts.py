@@ -124,7 +124,7 @@ class Facts:
         pairs = [(r.values[0], r.metrics) for t in self.trials for r in t.runs if r.values]
         for run in (run for trial in self.trials for run in trial.runs):
             pairs += zip(run.reports, self.rows.get(run.folder, []), strict=False)
-        pairs = [(value, row) for value, row in pairs if value is not None]
+        pairs = [(value, row) for value, row in pairs if is_number(value)]
         return next((name for name in possible if all(row.get(name) == value for value, row in pairs)), possible[-1])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dltrain.console import clock_text, number_text
+from dltrain.errors import DataError
 from dltrain.metrics import HIGHER_IS_BETTER
 from dltrain.names import shortened, spell
 from dltrain.run import writing
@@ -22,11 +23,11 @@ from dltrain.sweep import charts
 from dltrain.sweep.axes import Axis, axis_of_values, is_number, short
 from dltrain.sweep.charts import Curve, Mark, Point, escape
 from dltrain.sweep.facts import NUM_SHADES, Facts
-from dltrain.sweep.folder import file_of
+from dltrain.sweep.folder import CONFIG, file_of
 from dltrain.sweep.importance import NUM_NEEDED, importance
 from dltrain.sweep.journal import Trial, read_events
 from dltrain.sweep.points import num_trials
-from dltrain.sweep.space import options_of, settings_of, text_of
+from dltrain.sweep.space import options_of, text_of
 
 REPORT = "report.html"
 _LONGEST_ERROR = 120
@@ -43,7 +44,9 @@ def write_report(sweep_folder: str | Path) -> Path:
     folder = Path(sweep_folder)
     events = read_events(folder)
     file = file_of(folder, events)
-    facts = Facts(folder, file, settings_of(file), events)
+    if file.config.sweep is None:
+        raise DataError(f"{folder / CONFIG}: has no section 'sweep'")
+    facts = Facts(folder, file, file.config.sweep, events)
     with writing(folder / REPORT) as path:
         temporary = path.with_name(f"{REPORT}.tmp")
         temporary.write_text(_page(facts), encoding="utf-8")
