@@ -62,7 +62,7 @@ class _Frame:
     x: Axis
     y: Axis
     left: int = 52
-    right: int = 14
+    right: int = 22
     top: int = 12
     bottom: int = 52
 
@@ -210,7 +210,7 @@ def curves(x: Axis, y: Axis, found: Sequence[Curve]) -> str:
     """Return the learning curves; those of failed trainings end with a cross."""
     frame = _Frame(1040, 380, x, y, left=66)
     longest = max(20, _POINTS_OF_ALL_CURVES // max(1, len(found)))
-    body = [f'<g class="lines" style="{_faintness(len(found))}">']
+    body, crosses = [f'<g class="lines" style="{_faintness(len(found))}">'], []
     for curve in found:
         places = [place for point in _thinned(curve.points, longest) if (place := frame.place(*point)) is not None]
         if not places:
@@ -223,8 +223,8 @@ def curves(x: Axis, y: Axis, found: Sequence[Curve]) -> str:
         if curve.mark.look == "failed":
             across, up = places[-1]
             cross = f"M{across - 4:.1f} {up - 4:.1f}l8 8m0 -8l-8 8"
-            body.append(f'<path data-t="{curve.mark.trial}" class="failed cross" d="{cross}"/>')
-    return frame.svg([*body, "</g>"], f"{y.name} against {x.name}, a curve for each training")
+            crosses.append(f'<path data-t="{curve.mark.trial}" class="failed cross" d="{cross}"/>')
+    return frame.svg([*body, *crosses, "</g>"], f"{y.name} against {x.name}, a curve for each training")
 
 
 def escape(text: Any) -> str:
