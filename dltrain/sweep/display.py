@@ -145,6 +145,8 @@ def show_result(result: dict[str, Any]) -> None:
     if len(result["failures"]) > _NUM_FAILURES:
         console.print(f"and {len(result['failures']) - _NUM_FAILURES} more failed; see --json", markup=False)
     console.print(f"sweep {folder}   (trials.jsonl, a run directory for each training)", markup=False, soft_wrap=True)
+    if result["report"]:
+        console.print(f"report {result['report']}", markup=False, soft_wrap=True)
     if best:
         console.print(f"best  {best[0]['runs'][0]}", markup=False, soft_wrap=True)
     if done < result["total"]:

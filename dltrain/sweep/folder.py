@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dltrain import __version__
 from dltrain.config.reader import override, read_text
@@ -49,10 +50,6 @@ def reopened(folder: Path, options: Sequence[str]) -> ConfigFile:
         )
     journal = Journal(folder)
     journal.close()
-    events = journal.events
-    if not events or events[0].get("format_version") != FORMAT_VERSION:
-        raise DataError(f"{folder / EVENTS}: was not written by this version of dltrain")
-    head = events[0]
     for option in options:
         name = option.partition("=")[0].strip()
         if name not in [f"{SPACE[0]}.{key}" for key in MAY_CHANGE]:
@@ -60,6 +57,14 @@ def reopened(folder: Path, options: Sequence[str]) -> ConfigFile:
                 f"--set {option}: a sweep is not resumed with another config; "
                 f"may change: {', '.join(f'{SPACE[0]}.{key}' for key in MAY_CHANGE)}"
             )
+    return file_of(folder, journal.events, options)
+
+
+def file_of(folder: Path, events: Sequence[dict[str, Any]], options: Sequence[str] = ()) -> ConfigFile:
+    """Return the config of the sweep in `folder`, of which these are the events, changed by `options`."""
+    if not events or events[0].get("format_version") != FORMAT_VERSION:
+        raise DataError(f"{folder / EVENTS}: was not written by this version of dltrain")
+    head = events[0]
     overrides = [*head["set"], *(o for e in events if e["event"] == "resumed" for o in e["set"][len(head["set"]) :])]
     overrides += options
     try:

@@ -117,16 +117,35 @@ class Journal:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self._file.truncate(len(whole))
-        events = []
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                event = None
-            if not isinstance(event, dict) or "event" not in event:
-                raise DataError(f"{self.path}:{number}: is no event of a sweep; the file is damaged")
-            events.append(event)
-        return events
+        return _events(self.path, whole)
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Return the events of a sweep that may be running, without a torn last line.
+
+    Raises ConfigError if there is no sweep in `folder`.
+    """
+    path = folder / EVENTS
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise ConfigError(
+            f"{folder}: is no folder of a sweep (it has no {EVENTS}); such as runs/digits-sweep/1"
+        ) from None
+    return _events(path, data[: data.rfind(b"\n") + 1])
+
+
+def _events(path: Path, whole: bytes) -> list[dict[str, Any]]:
+    events = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or "event" not in event:
+            raise DataError(f"{path}:{number}: is no event of a sweep; the file is damaged")
+        events.append(event)
+    return events
 
 
 def apply(trials: Trials, event: dict[str, Any], num_seeds: int) -> None:

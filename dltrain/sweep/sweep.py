@@ -28,6 +28,7 @@ from dltrain.sweep.folder import create
 from dltrain.sweep.journal import Journal, Trial, Trials, apply, ranked, trials_of
 from dltrain.sweep.points import Points, num_trials
 from dltrain.sweep.pool import Pool, find_slots
+from dltrain.sweep.report import write_report
 from dltrain.sweep.space import options_of, settings_of, trial_file
 from dltrain.sweep.worker import Job, Preparations, Trainer
 
@@ -107,6 +108,7 @@ def sweep(
     # ---- 5. The result ----------------------------------------------------------------------------------------------
     again = f"dltrain sweep --resume {folder}"
     num_ended = sum(trial.state != "open" for trial in trials.values())
+    report = write_report(folder) if num_ended else None
     if stop.number is not None:
         raise Stopped(f"stopped after {num_ended} of {total} trials; go on with: {again}", stop.number)
     if search.stopped_by:
@@ -114,7 +116,7 @@ def sweep(
             f"stopped after {num_ended} of {total} trials: {settings.same_errors} trainings in a row failed alike: "
             f"{search.stopped_by}; once that is mended, go on with: {again}"
         )
-    summary = _summary(folder, trials, goals, total, time.monotonic() - began_s)
+    summary = _summary(folder, trials, goals, total, time.monotonic() - began_s) | {"report": str(report or "")}
     if not summary["best"] and num_ended == total:
         raise TrainingError(f"none of {total} trials finished; the last error: {_last_error(trials)}; see {folder}")
     if summary["best"]:
