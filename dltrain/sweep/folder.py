@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dltrain import __version__
 from dltrain.config.reader import override, read_text
@@ -24,8 +25,11 @@ MAY_CHANGE = ("trials", "time", "slots", "retries", "same_errors")
 """Settings of a sweep that --set may change when it is resumed."""
 
 
-def create(root: Path, file: ConfigFile) -> Journal:
-    """Make the folder `root`/name-sweep/n with the config as it is written, and begin the journal."""
+def create(root: Path, file: ConfigFile, goals: list[tuple[str, bool]], data: dict[str, Any]) -> Journal:
+    """Make the folder `root`/name-sweep/n with the config as it is written, and begin the journal.
+
+    `goals` are what trials are judged by, `data` tells whether the data are the same when the sweep is resumed.
+    """
     try:
         folder = make_numbered(root / f"{file.name}-sweep")
         (folder / CONFIG).write_text(file.text, encoding="utf-8")
@@ -34,8 +38,23 @@ def create(root: Path, file: ConfigFile) -> Journal:
     journal = Journal(folder)
     head = {"event": "sweep", "format_version": FORMAT_VERSION, "dltrain": __version__, "config": file.document.name}
     head |= {"folder_from_sweep": os.path.relpath(file.folder, folder), "set": list(file.overrides)}
+    head |= {"goals": goals, "data": data}
     journal.append({**head, "time": time.time()})
     return journal
+
+
+def folder_of_worker(root: Path, study: str) -> Path:
+    """Make the folder `root`/study/n for the runs of one of many workers."""
+    try:
+        return make_numbered(root / study)
+    except OSError as error:
+        raise ConfigError(f"--out {root}: no folder for the runs can be made there: {error.strerror}") from None
+
+
+def check_data(journal: Journal, data: dict[str, Any]) -> None:
+    """Raise DataError if the data are not those that the sweep began with."""
+    if journal.events[0]["data"] != data:
+        raise DataError(f"{journal.path.parent}: is not resumed: the data have changed since; begin a new sweep")
 
 
 def reopened(folder: Path, options: Sequence[str]) -> ConfigFile:
@@ -49,10 +68,6 @@ def reopened(folder: Path, options: Sequence[str]) -> ConfigFile:
         )
     journal = Journal(folder)
     journal.close()
-    events = journal.events
-    if not events or events[0].get("format_version") != FORMAT_VERSION:
-        raise DataError(f"{folder / EVENTS}: was not written by this version of dltrain")
-    head = events[0]
     for option in options:
         name = option.partition("=")[0].strip()
         if name not in [f"{SPACE[0]}.{key}" for key in MAY_CHANGE]:
@@ -60,6 +75,14 @@ def reopened(folder: Path, options: Sequence[str]) -> ConfigFile:
                 f"--set {option}: a sweep is not resumed with another config; "
                 f"may change: {', '.join(f'{SPACE[0]}.{key}' for key in MAY_CHANGE)}"
             )
+    return config_of(folder, journal.events, options)
+
+
+def config_of(folder: Path, events: list[dict[str, Any]], options: Sequence[str] = ()) -> ConfigFile:
+    """Return the config of the sweep in `folder` with these events, changed by `options`. Raises ConfigError."""
+    if not events or events[0].get("format_version") != FORMAT_VERSION:
+        raise DataError(f"{folder / EVENTS}: was not written by this version of dltrain")
+    head = events[0]
     overrides = [*head["set"], *(o for e in events if e["event"] == "resumed" for o in e["set"][len(head["set"]) :])]
     overrides += options
     try:
