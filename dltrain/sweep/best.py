@@ -80,9 +80,11 @@ def _with_setting(text: str, keys: list[str], value: Any) -> str:
         found = _entry(node, key)
         if found is None:
             return _with_entry(text, node, key, _nested(keys[depth + 1 :], value))
-        node = found[1]
-    start, end = node.start_mark.index, _end(node)
-    return text[:start] + text_of(value) + text[end:]
+        name, node = found
+    start, colon = node.start_mark.index, ""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style:  # it stands on lines of its own
+        start, colon = (name.end_mark.index, ": ") if name is not node else (start, "")
+    return text[:start] + colon + text_of(value) + text[_end(node) :]
 
 
 def _nested(keys: list[str], value: Any) -> Any:

@@ -66,7 +66,8 @@ class Database:
             parsed = parsed.set(drivername="postgresql+psycopg")
         url = parsed.render_as_string(hide_password=False)
         self._locks = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
-        timeout = {"connect_args": {"timeout": _SQLITE_PATIENCE_S}} if self._sqlite else {"pool_pre_ping": True}
+        timeout = {"connect_args": {"timeout": _SQLITE_PATIENCE_S}} if self._sqlite is not None else {}
+        self.storage: Any = None
         with self.alone(""):
             self.storage = optuna.storages.RDBStorage(url, engine_kwargs=timeout)
 
@@ -81,7 +82,11 @@ class Database:
 
         try:
             with self._alone(name):
-                yield
+                try:
+                    yield
+                finally:  # no connection is open when processes are forked
+                    if self.storage is not None:
+                        self.storage.engine.dispose()
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
             cause = error.__cause__ or error
             raise TrainingError(f"--storage {self.shown}: {first_line(cause)}") from None
