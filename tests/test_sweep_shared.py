@@ -75,7 +75,9 @@ def _comes_back() -> Iterator[None]:
 
 def trials_in(url: str, name: str) -> list[Any]:
     """Return the trials of the study as Optuna reads them."""
-    return optuna.load_study(study_name=name, storage=Database(url).storage).trials
+    database = Database(url)
+    with database.alone(name):
+        return optuna.load_study(study_name=name, storage=database.storage).trials
 
 
 def assert_each_once(url: str, name: str, total: int) -> None:
@@ -298,7 +300,9 @@ def test_names_and_addresses_that_are_wrong_are_said(tmp_path: Path, url: str, n
         begin(tmp_path, url, name, {"trials": 1})
     with pytest.raises(ConfigError, match=f"has no study '{name}x'; did you mean '{name}'"):
         join(tmp_path, url, f"{name}x")
-    optuna.create_study(storage=Database(url).storage, study_name=f"{name}-foreign")
+    database = Database(url)
+    with database.alone(name):
+        optuna.create_study(storage=database.storage, study_name=f"{name}-foreign")
     with pytest.raises(ConfigError, match="was not made by a sweep of this version of dltrain"):
         join(tmp_path, url, f"{name}-foreign")
 
