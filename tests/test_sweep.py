@@ -330,8 +330,8 @@ def test_the_data_are_in_memory_once_for_all_workers(tmp_path: Path) -> None:
     mib, num_samples, num_features = 2**20, 20_000, 2_500
     x = np.random.default_rng(0).normal(size=(num_samples, num_features)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=np.arange(num_samples) % 3)
-    code = f"""Path({str(tmp_path)!r}, f'memory-{{os.getpid()}}').write_text(Path('/proc/self/smaps_rollup').read_text())
-    return 1.0"""
+    target = f"Path({str(tmp_path)!r}, f'memory-{{os.getpid()}}')"
+    code = f"{target}.write_text(Path('/proc/self/smaps_rollup').read_text())\n    return 1.0"
     sections = own_code(tmp_path, code) | {"train": {"duration": "1 epochs", "batch_size": 1024}}
     run(tmp_path, {"trials": 6, "slots": 3}, sections)
     workers = []

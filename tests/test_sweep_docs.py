@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_plan_has_the_trials_of_the_sweep(tmp_path: Path, sampler: str) -> Non
     trials = trials_of(read_events(folder), 2)
     assert [line[-1] for line in lines] == ["trial=1", "trial=1", "trial=2", "trial=2"]
     for number, index, line in ((1, 1, lines[1]), (2, 0, lines[2])):
-        options = [word for before, word in zip(line, line[1:], strict=False) if before == "--set"]
+        options = [word for before, word in pairwise(line) if before == "--set"]
         run = Path(fit(load_config(line[2], options), root=tmp_path / "plain")["run"])
         ours, theirs = weights_of(folder / trials[number].runs[index].folder), weights_of(run)
         assert all(ours[name].equal(theirs[name]) for name in ours)

@@ -125,6 +125,7 @@ class Points:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is experimental in Optuna
             trial = self._study.ask({key: _distribution(dimension) for key, dimension in space.items()})
+            _ = trial.relative_params  # of a restored trial not yet computed, and cmaes learns from that
         self.trials[number] = trial
         return {key: _from_study(dimension, trial.params[key]) for key, dimension in space.items()}
 
