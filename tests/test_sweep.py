@@ -316,6 +316,24 @@ def test_time_ends_a_sweep_and_the_next_call_has_as_much(tmp_path: Path) -> None
     assert_each_once(folder, 4)
 
 
+@pytest.mark.parametrize("settings", [{"seeds": 2, "sampler": "sobol"}, {"sampler": "tpe"}])
+def test_a_lost_journal_is_written_anew_from_the_run_directories(tmp_path: Path, settings: Sections) -> None:
+    first = run(tmp_path, {"trials": 3, "slots": 1, **settings}, None, "sweep.retries=2")
+    folder = Path(first["sweep"])
+    before = events_of(folder)
+    (folder / "small" / "2" / "log.txt").write_text("")  # as of a training that was killed
+    (folder / EVENTS).unlink()
+    summary = resume(folder, "sweep.trials=4")
+    assert (summary["finished"], summary["failed"]) == (4, 0)
+    rows, olds = ({row["trial"]: row for row in result["best"]} for result in (summary, first))
+    for number, old in olds.items():
+        assert (rows[number]["params"], rows[number]["values"]) == (old["params"], old["values"])
+    num_old = len(first["best"]) * len(first["best"][0]["runs"])
+    num_new = len(list((folder / "small").iterdir())) - num_old
+    assert num_new == 1 + len(first["best"][0]["runs"])  # what was killed, and the new trial
+    assert events_of(folder)[0] == before[0]
+
+
 def test_changed_data_are_noticed_on_resuming(tmp_path: Path) -> None:
     folder = Path(run(tmp_path, {"trials": 1, "slots": 1})["sweep"])
     events = events_of(folder)
