@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dltrain.config.validate import load_config
-from dltrain.errors import ConfigError, TrainingError
+from dltrain.errors import ConfigError, DataError, TrainingError
 from dltrain.run import read_metrics
 from dltrain.sweep.folder import reopened
 from dltrain.sweep.journal import EVENTS, Journal, trials_of
@@ -24,7 +25,7 @@ from dltrain.sweep.pool import Slots
 from dltrain.sweep.space import options_of
 from dltrain.sweep.sweep import sweep
 from dltrain.train import fit
-from tests.small_runs import Sections, command, dltrain, dltrain_here, one_json, result_of, write_config
+from tests.small_runs import Sections, command, dltrain, dltrain_here, one_json, result_of, write_arrays, write_config
 
 pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("sweep")]
 
@@ -260,7 +261,9 @@ def test_a_point_that_does_not_fit_the_data_fails_alone(tmp_path: Path) -> None:
 # ---- resuming --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize(
+    "sampler", ["random", "tpe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gp", "cmaes"))]
+)
 def test_a_resumed_sweep_is_the_uninterrupted_one(tmp_path: Path, sampler: str) -> None:
     settings = {"sampler": sampler, "slots": 1, "trials": 14}
     whole = run(tmp_path / "whole", settings)
@@ -311,6 +314,54 @@ def test_time_ends_a_sweep_and_the_next_call_has_as_much(tmp_path: Path) -> None
         summary = resume(folder)
         assert summary["finished"] > before
     assert_each_once(folder, 4)
+
+
+@pytest.mark.parametrize("settings", [{"seeds": 2, "sampler": "sobol"}, {"sampler": "tpe"}])
+def test_a_lost_journal_is_written_anew_from_the_run_directories(tmp_path: Path, settings: Sections) -> None:
+    first = run(tmp_path, {"trials": 3, "slots": 1, **settings}, None, "sweep.retries=2")
+    folder = Path(first["sweep"])
+    before = events_of(folder)
+    (folder / "small" / "2" / "log.txt").write_text("")  # as of a training that was killed
+    (folder / EVENTS).unlink()
+    summary = resume(folder, "sweep.trials=4")
+    assert (summary["finished"], summary["failed"]) == (4, 0)
+    rows, olds = ({row["trial"]: row for row in result["best"]} for result in (summary, first))
+    for number, old in olds.items():
+        assert (rows[number]["params"], rows[number]["values"]) == (old["params"], old["values"])
+    num_old = len(first["best"]) * len(first["best"][0]["runs"])
+    num_new = len(list((folder / "small").iterdir())) - num_old
+    assert num_new == 1 + len(first["best"][0]["runs"])  # what was killed, and the new trial
+    assert events_of(folder)[0] == before[0]
+
+
+def test_changed_data_are_noticed_on_resuming(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, {"trials": 1, "slots": 1})["sweep"])
+    events = events_of(folder)
+    write_arrays(tmp_path / "data.npz", seed=1)
+    with pytest.raises(DataError, match=f"{folder}: is not resumed: the data have changed since; begin a new sweep"):
+        resume(folder, "sweep.trials=2")
+    assert events_of(folder) == events
+
+
+@pytest.mark.slow
+def test_the_data_are_in_memory_once_for_all_workers(tmp_path: Path) -> None:
+    mib, num_samples, num_features = 2**20, 20_000, 2_500
+    x = np.random.default_rng(0).normal(size=(num_samples, num_features)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(num_samples) % 3)
+    target = f"Path({str(tmp_path)!r}, f'memory-{{os.getpid()}}')"
+    code = f"{target}.write_text(Path('/proc/self/smaps_rollup').read_text())\n    return 1.0"
+    sections = own_code(tmp_path, code) | {"train": {"duration": "1 epochs", "batch_size": 1024}}
+    run(tmp_path, {"trials": 6, "slots": 3}, sections)
+    workers = []
+    for path in tmp_path.glob("memory-*"):
+        lines = [line.split() for line in path.read_text().splitlines()[1:]]
+        kib = {line[0].rstrip(":"): int(line[1]) for line in lines}
+        private = kib["Private_Clean"] + kib["Private_Dirty"]
+        workers.append({"all": kib["Rss"] * 1024, "share": kib["Pss"] * 1024, "own": private * 1024})
+    shown = "; ".join(", ".join(f"{name} {size / mib:.0f}" for name, size in worker.items()) for worker in workers)
+    print(f"{x.nbytes / mib:.0f} MiB of data; MiB of each of {len(workers)} workers: {shown}")
+    assert len(workers) > 1
+    assert all(worker["all"] > 0.7 * x.nbytes > 2 * worker["own"] for worker in workers)
 
 
 def test_two_processes_do_not_share_a_sweep(tmp_path: Path) -> None:

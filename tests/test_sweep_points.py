@@ -45,7 +45,7 @@ def run_sweep(points: Points, first: int, last: int) -> list[Trial]:
     return trials
 
 
-@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp"])
+@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp", "cmaes"])
 @pytest.mark.parametrize("pruner", ["none", "median", "asha", "hyperband"])
 def test_a_resumed_sweep_goes_on_as_it_would_have(sampler: str, pruner: str) -> None:
     settings = sweep(sampler=sampler, pruner=pruner)

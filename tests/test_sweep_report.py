@@ -21,7 +21,7 @@ from dltrain.sweep.importance import importance
 from dltrain.sweep.journal import EVENTS, FORMAT_VERSION
 from dltrain.sweep.report import write_report
 from dltrain.sweep.sweep import sweep
-from tests.small_runs import Sections, write_config
+from tests.small_runs import Sections, dltrain_here, write_config
 
 SPACE: Sections = {"optimizer.lr": {"log_uniform": [1e-4, 1e-1]}, "model.hidden": [[4], [8, 8]]}
 EVIL = "<script>alert('x')</script>\x1b[31m & \"quoted\""
@@ -90,7 +90,10 @@ def made_up(folder: Path, events: list[dict[str, Any]], settings: Sections | Non
     place.mkdir(parents=True)
     (place / "sweep.yaml").write_text(path.read_text())
     first = {"event": "sweep", "format_version": FORMAT_VERSION, "dltrain": "0", "config": "small.yaml", "set": []}
-    first |= {"folder_from_sweep": "../../..", "data": {}, **head}
+    objectives = sections["sweep"].get("objective", "val/accuracy")
+    names = objectives if isinstance(objectives, list) else [objectives]
+    goals = [[name, name.endswith("accuracy")] for name in names]
+    first |= {"folder_from_sweep": "../../..", "data": {}, "goals": goals, **head}
     lines = [json.dumps({"seed_index": 0, **event, "time": 100.0 + k}) for k, event in enumerate([first, *events])]
     (place / EVENTS).write_text("".join(f"{line}\n" for line in lines))
     return place
@@ -297,3 +300,11 @@ def test_numbers_are_short() -> None:
         "0",
         "-2.5e-9",
     ]
+
+
+def test_the_command_writes_the_newest_sweeps_report(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, [*finished(1, 0.9), *finished(2, 0.8, lr=0.1)])
+    result = dltrain_here("sweep", "report", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{folder.relative_to(tmp_path)}/report.html\n"
+    assert "0.9" in (folder / "report.html").read_text()

@@ -20,7 +20,11 @@ from dltrain.names import first_line
 
 
 class _Commands(TyperGroup):
-    """The commands, with a word to Ctrl-C, which typer would end without one."""
+    """The commands, some of two words, with a word to Ctrl-C, which typer would end without one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        two_words = " ".join(args[:2])
+        return super().resolve_command(ctx, [two_words, *args[2:]] if two_words in self.commands else args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -60,9 +64,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_TWO_WORDS = {sweeps.plan: "sweep plan", sweeps.best: "sweep best", sweeps.report: "sweep report"}
 for _command in (
     training.fit,
     sweeps.sweep,
+    sweeps.plan,
+    sweeps.best,
+    sweeps.report,
+    sweeps.sweep_worker,
     models.evaluate,
     training.verify,
     models.predict,
@@ -74,7 +83,7 @@ for _command in (
     listing.schema,
     listing.components,
 ):
-    app.command()(_command)
+    app.command(_TWO_WORDS.get(_command))(_command)
 
 
 @app.callback(invoke_without_command=True)

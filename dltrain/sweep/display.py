@@ -144,14 +144,14 @@ def show_result(result: dict[str, Any]) -> None:
         console.print(printable(text), markup=False, soft_wrap=True)
     if len(result["failures"]) > _NUM_FAILURES:
         console.print(f"and {len(result['failures']) - _NUM_FAILURES} more failed; see --json", markup=False)
-    console.print(f"sweep {folder}   (trials.jsonl, a run directory for each training)", markup=False, soft_wrap=True)
+    console.print(f"sweep {folder}   (a run directory for each training)", markup=False, soft_wrap=True)
     if result["report"]:
         console.print(f"report {result['report']}", markup=False, soft_wrap=True)
     if best:
         console.print(f"best  {best[0]['runs'][0]}", markup=False, soft_wrap=True)
     if done < result["total"]:
-        console.print(f"next  dltrain sweep --resume {folder}", markup=False, soft_wrap=True)
-    elif best:
+        console.print(f"next  {result['resume']}", markup=False, soft_wrap=True)
+    elif best and Path(best[0]["runs"][0]).is_dir():
         console.print(f"next  dltrain evaluate {best[0]['runs'][0]}", markup=False, soft_wrap=True)
 
 

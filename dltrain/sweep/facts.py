@@ -9,7 +9,6 @@ from typing import Any
 
 from dltrain.config.schema.sweep import Sweep
 from dltrain.config.validate import ConfigFile
-from dltrain.metrics import HIGHER_IS_BETTER, PRIMARY
 from dltrain.run import read_metrics
 from dltrain.sweep.axes import Axis, axis_of_setting, axis_of_values, is_number
 from dltrain.sweep.charts import Mark
@@ -42,14 +41,12 @@ class Facts:
     @cached_property
     def objectives(self) -> list[str]:
         """What the trials are judged by."""
-        if self.settings.objectives:
-            return self.settings.objectives
-        return [self.monitor]
+        return [name for name, _ in self.events[0]["goals"]]
 
     @cached_property
     def higher(self) -> list[bool]:
         """Of each objective, whether higher is better."""
-        return [HIGHER_IS_BETTER.get(name.partition("/")[2], False) for name in self.objectives]
+        return [higher for _, higher in self.events[0]["goals"]]
 
     @cached_property
     def values(self) -> dict[int, list[float]]:
@@ -113,19 +110,6 @@ class Facts:
                 total_s += max(0.0, now - last)
             last = now if is_number(now) else last
         return total_s
-
-    @cached_property
-    def monitor(self) -> str:
-        """The metric by which trainings are judged; where the config leaves it out, the one that was reported."""
-        if self.file.config.train.monitor is not None:
-            return self.file.config.train.monitor
-        possible = [f"{split}/{name}" for split in ("val", "train") for name in [*PRIMARY.values(), "loss"]]
-        pairs: list[tuple[float | None, dict[str, Any]]]
-        pairs = [(r.values[0], r.metrics) for t in self.trials for r in t.runs if r.values]
-        for run in (run for trial in self.trials for run in trial.runs):
-            pairs += zip(run.reports, self.rows.get(run.folder, []), strict=False)
-        pairs = [(value, row) for value, row in pairs if is_number(value)]
-        return next((name for name in possible if all(row.get(name) == value for value, row in pairs)), possible[-1])
 
 
 def _look(trial: Trial) -> str:

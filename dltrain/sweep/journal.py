@@ -18,7 +18,7 @@ from dltrain.errors import ConfigError, DataError, TrainingError
 from dltrain.run import take_lock
 
 EVENTS = "trials.jsonl"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _LOCK_PATIENCE_S = 1.0
 
 
@@ -40,6 +40,8 @@ class TrialRun:
     error: str = ""
     diverged: bool = False
     num_failures: int = 0
+    holder: str = ""
+    """The worker that is at it, where several machines work at the sweep."""
 
 
 @dataclass
@@ -117,25 +119,21 @@ class Journal:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self._file.truncate(len(whole))
-        return _events(self.path, whole)
+        return _events_in(whole, self.path)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Return the events of a sweep that may be running, without a torn last line.
-
-    Raises ConfigError if there is no sweep in `folder`.
-    """
-    path = folder / EVENTS
+    """Return the events of the sweep in `folder`, also while it runs. Raises ConfigError if there is none."""
     try:
-        data = path.read_bytes()
+        data = (folder / EVENTS).read_bytes()
     except OSError:
         raise ConfigError(
             f"{folder}: is no folder of a sweep (it has no {EVENTS}); such as runs/digits-sweep/1"
         ) from None
-    return _events(path, data[: data.rfind(b"\n") + 1])
+    return _events_in(data[: data.rfind(b"\n") + 1], folder / EVENTS)
 
 
-def _events(path: Path, whole: bytes) -> list[dict[str, Any]]:
+def _events_in(whole: bytes, path: Path) -> list[dict[str, Any]]:
     events = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:

@@ -22,7 +22,7 @@ from dltrain.seeds import seed_of
 from dltrain.sweep.journal import Trial
 from dltrain.sweep.space import at_unit, grid_values, text_of
 
-_OWN = ("random", "grid", "sobol")
+OWN = ("random", "grid", "sobol")
 _SAMPLING = 6  # beside the purposes of dltrain.seeds, which are those of one training
 _SEED_BITS = 32  # Optuna's seeds are numpy's
 
@@ -61,17 +61,21 @@ def _grid_point(space: dict[str, Dimension], index: int) -> dict[str, Any]:
 class Points:
     """Chooses the points of a sweep's trials one after the other, and hears how they went."""
 
-    def __init__(self, settings: Sweep, seed: int, higher_is_better: Sequence[bool]) -> None:
-        self._settings, self._seed = settings, seed
-        self._trials: dict[int, Any] = {}
-        self._study: Any = None
-        if settings.sampler not in _OWN or settings.pruner != "none":
-            self._study = _create_study(settings, higher_is_better)
+    def __init__(self, settings: Sweep, seed: int, higher_is_better: Sequence[bool], study: Any = None) -> None:
+        """Choose by a study of Optuna: the given one, or one in memory where sampler or pruner need it."""
+        self._settings, self._seed, self._study = settings, seed, study
+        self.trials: dict[int, Any] = {}
+        """The study's trials by the numbers of ours."""
+        if study is None and (settings.sampler not in OWN or settings.pruner != "none"):
+            require("optuna", "sweep", f"for sampler {settings.sampler} with pruner {settings.pruner}")
+            self._study = create_study(higher_is_better, settings.pruner)
+        if settings.sampler == "cmaes":
+            require("cmaes", "sweep", "for sampler cmaes")
 
     def ask(self, number: int) -> dict[str, Any]:
         """Return the values of trial `number`; trials are asked for in order, from 1 on."""
         settings, study = self._settings, self._study
-        params = point(settings, self._seed, number) if settings.sampler in _OWN else None
+        params = point(settings, self._seed, number) if settings.sampler in OWN else None
         if study is None:
             assert params is not None
             return params
@@ -98,8 +102,10 @@ class Points:
         """Report the objective at an evaluation, from 1 on; return whether the trial should end there."""
         if self._study is None or self._settings.pruner == "none" or value is None or not math.isfinite(value):
             return False
-        trial = self._trials[number]
-        trial.report(value, evaluation)
+        trial = self.trials[number]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a value that was reported before its worker died
+            trial.report(value, evaluation)
         return bool(trial.should_prune())
 
     def tell(self, trial: Trial) -> None:
@@ -110,7 +116,7 @@ class Points:
 
         states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
         state = TrialState.PRUNED if trial.diverged else states[trial.state]
-        self._study.tell(self._trials[trial.number], trial.values if state == TrialState.COMPLETE else None, state)
+        self._study.tell(self.trials[trial.number], trial.values if state == TrialState.COMPLETE else None, state)
 
     def _ask_study(self, number: int, params: dict[str, Any] | None) -> dict[str, Any]:
         space = self._settings.space
@@ -119,14 +125,17 @@ class Points:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is experimental in Optuna
             trial = self._study.ask({key: _distribution(dimension) for key, dimension in space.items()})
-        self._trials[number] = trial
+            _ = trial.relative_params  # of a restored trial not yet computed, and cmaes learns from that
+        self.trials[number] = trial
         return {key: _from_study(dimension, trial.params[key]) for key, dimension in space.items()}
 
 
-def _create_study(settings: Sweep, higher_is_better: Sequence[bool]) -> Any:
-    optuna = require("optuna", "sweep", f"for sampler {settings.sampler} with pruner {settings.pruner}")
-    if settings.sampler == "cmaes":
-        require("cmaes", "sweep", "for sampler cmaes")
+def create_study(
+    higher_is_better: Sequence[bool], pruner: str, name: str = "sweep", storage: Any = None, *, join: bool = False
+) -> Any:
+    """Return a new study of Optuna, in memory or in a storage, or with `join` the one of that name that lies there."""
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruners = {
         "none": optuna.pruners.NopPruner,
@@ -136,8 +145,10 @@ def _create_study(settings: Sweep, higher_is_better: Sequence[bool]) -> Any:
     }
     return optuna.create_study(
         directions=["maximize" if higher else "minimize" for higher in higher_is_better],
-        pruner=pruners[settings.pruner](),
-        study_name="sweep",  # by which hyperband divides the trials
+        pruner=pruners[pruner](),
+        study_name=name,  # by which hyperband divides the trials
+        storage=storage,
+        load_if_exists=join,
     )
 
 

@@ -23,7 +23,7 @@ from dltrain.sweep import charts
 from dltrain.sweep.axes import Axis, axis_of_values, is_number, short
 from dltrain.sweep.charts import Curve, Mark, Point, escape
 from dltrain.sweep.facts import NUM_SHADES, Facts
-from dltrain.sweep.folder import CONFIG, file_of
+from dltrain.sweep.folder import CONFIG, config_of
 from dltrain.sweep.importance import NUM_NEEDED, importance
 from dltrain.sweep.journal import Trial, read_events
 from dltrain.sweep.points import num_trials
@@ -43,7 +43,7 @@ def write_report(sweep_folder: str | Path) -> Path:
     """
     folder = Path(sweep_folder)
     events = read_events(folder)
-    file = file_of(folder, events)
+    file = config_of(folder, events)
     if file.config.sweep is None:
         raise DataError(f"{folder / CONFIG}: has no section 'sweep'")
     facts = Facts(folder, file, file.config.sweep, events)
@@ -238,7 +238,7 @@ def _front(facts: Facts) -> str:
 
 
 def _curves(facts: Facts) -> str:
-    metrics = [name for name in facts.objectives if "/" in name] or [facts.monitor]
+    metrics = [name for name in facts.objectives if "/" in name] or [facts.file.config.train.monitor or "val/loss"]
     parts, cut = [], False
     for name in metrics:
         found = [

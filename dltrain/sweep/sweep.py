@@ -1,6 +1,6 @@
 """THE SWEEP: `sweep` tries points of a config's space until it has so many trials; read it downwards.
 
-This process, the coordinator, chooses the points and writes the journal; workers train. Nothing of a sweep is kept in
+This process, the coordinator, chooses the points and keeps the book; workers train. Nothing of a sweep is kept in
 memory only: a killed one is resumed from its folder and comes to the same number of trials, none twice and none lost.
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from dltrain.curves import draw_curves
 from dltrain.errors import Stopped, TrainingError
 from dltrain.plan import needs_raw_targets
 from dltrain.signals import StopRequest
+from dltrain.sweep.book import Book
 from dltrain.sweep.display import Display
-from dltrain.sweep.folder import create
-from dltrain.sweep.journal import Journal, Trial, Trials, apply, ranked, trials_of
+from dltrain.sweep.folder import check_data, create, folder_of_worker
+from dltrain.sweep.journal import Journal, Trial, Trials, ranked
 from dltrain.sweep.points import Points, num_trials
 from dltrain.sweep.pool import Pool, find_slots
 from dltrain.sweep.report import write_report
+from dltrain.sweep.shared import Database, SharedBook
 from dltrain.sweep.space import options_of, settings_of, trial_file
 from dltrain.sweep.worker import Job, Preparations, Trainer
 
@@ -58,101 +60,126 @@ def sweep(
     """
     # ---- 1. What to search ------------------------------------------------------------------------------------------
     settings, display = settings_of(file), display or Display("off")
-    total = num_trials(settings)
     journal = None if resume is None else Journal(Path(resume))
 
     # ---- 2. What all trials share: imports, the data, processes; and a look whether the config itself would train ---
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_one_thread())
-        train = file.config.train
-        slots = find_slots(train.device, train.threads, None if settings.slots == "auto" else settings.slots)
-        preparations = Preparations()
-        if not slots.spawn:
-            builder = Builder(trial_file(file, ()))
-            preparations(builder, raw_targets=needs_raw_targets(builder))
-        trainer = Trainer(file, preparations, slots.threads, os.getpid())
-        pool = stack.enter_context(Pool(slots, trainer))
-        pool.send(0, settings.objectives)
-        goals = _goals(*pool.answer(0))
+        pool, num_slots = stack.enter_context(workers(file))
+        goals, data = look(pool, settings)
         points = Points(settings, file.config.seed, [higher for _, higher in goals])
 
         # ---- 3. The folder: a new one, or one to go on with ---------------------------------------------------------
         if journal is None:
-            journal = create(Path(root), file)
+            journal = create(Path(root), file, goals, data)
         stack.callback(journal.close)
-        folder = journal.path.parent
-        trials = trials_of(journal.events, settings.seeds)
         if resume is not None:
+            check_data(journal, data)
             journal.append({"event": "resumed", "set": list(file.overrides), "time": time.time()})
-        for trial in trials.values():
-            points.restore(trial)
-        search = _Search(settings, file.config.seed, folder, journal, trials, points, goals, pool, display, total)
-        display.begin(folder, settings, goals, total, len(slots.devices), trials)
+        book = Book(journal, settings, points, num_trials(settings))
+        return search(book, file, goals, pool, num_slots, display)
 
-        # ---- 4. The loop --------------------------------------------------------------------------------------------
-        began_s = time.monotonic()
-        num_slots = len(slots.devices)
-        with StopRequest() as stop, display:
-            while True:
-                late = settings.time is not None and time.monotonic() - began_s >= settings.time.amount
-                for slot in range(num_slots):
-                    if slot not in search.running and stop.number is None and not late and not search.stopped_by:
-                        search.start(slot)
-                if not search.running or stop.number is not None or search.stopped_by:
-                    break
-                for slot, kind, facts in pool.messages(_WAIT_S):
-                    search.hear(slot, kind, facts)
-                display.draw(trials)
-            search.stop()
+
+def work(
+    file: ConfigFile,
+    database: Database,
+    name: str,
+    *,
+    new: bool,
+    root: str | Path = "runs",
+    trusted: Sequence[str] | None = None,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Work at the sweep of the study `name` together with other processes, until all its trials have ended.
+
+    Args:
+        file: the config, from `load_config`, or from `Database.config` to work at a study that is there.
+        database: in which the study lies.
+        name: of the study.
+        new: whether it is made first.
+        root: folder in which this worker's folder `<name>/<n>` is made, with the runs that it trains.
+        trusted: None if the user gave the config; else the code named by it that may run (see `Builder`).
+        display: where to show what happens; None for silence.
+
+    Raises the same as `sweep`, and TrainingError if the database is lost.
+    """
+    settings, display = settings_of(file), display or Display("off")
+    with workers(file, trusted) as (pool, num_slots):
+        goals, data = look(pool, settings)
+        if new:
+            database.create(name, file, goals, data)
+        book = SharedBook(database, name, file, settings, data, folder_of_worker(Path(root), name))
+        display.say(f"study    {name}; on other machines: {book.how_to_resume}")
+        return search(book, file, goals, pool, num_slots, display)
+
+
+def search(
+    book: Book | SharedBook, file: ConfigFile, goals: Goals, pool: Pool, num_slots: int, display: Display
+) -> dict[str, Any]:
+    """Train what the book says until nothing is left, and return the summary; raises as `sweep` does."""
+    settings = settings_of(file)
+    total = num_trials(settings)
+    trainings = _Trainings(settings, file.config.seed, book, goals, pool, display)
+    display.begin(book.folder, settings, goals, total, num_slots, book.trials)
+
+    # ---- 4. The loop ------------------------------------------------------------------------------------------------
+    began_s = time.monotonic()
+    with StopRequest() as stop, display:
+        while True:
+            late = settings.time is not None and time.monotonic() - began_s >= settings.time.amount
+            for slot in range(num_slots):
+                if slot not in trainings.running and stop.number is None and not late and not trainings.stopped_by:
+                    trainings.start(slot)
+            done = not trainings.running and (late or not book.waits)
+            if done or stop.number is not None or trainings.stopped_by:
+                break
+            for slot, kind, facts in pool.messages(_WAIT_S):
+                trainings.hear(slot, kind, facts)
+            book.refresh()
+            display.draw(book.trials)
+        trainings.stop()
 
     # ---- 5. The result ----------------------------------------------------------------------------------------------
-    again = f"dltrain sweep --resume {folder}"
-    num_ended = sum(trial.state != "open" for trial in trials.values())
-    report = write_report(folder) if num_ended else None
+    num_ended = sum(trial.state != "open" for trial in book.trials.values())
+    report = write_report(book.folder) if num_ended and isinstance(book, Book) else None
     if stop.number is not None:
-        raise Stopped(f"stopped after {num_ended} of {total} trials; go on with: {again}", stop.number)
-    if search.stopped_by:
+        raise Stopped(f"stopped after {num_ended} of {total} trials; go on with: {book.how_to_resume}", stop.number)
+    if trainings.stopped_by:
         raise TrainingError(
             f"stopped after {num_ended} of {total} trials: {settings.same_errors} trainings in a row failed alike: "
-            f"{search.stopped_by}; once that is mended, go on with: {again}"
+            f"{trainings.stopped_by}; once that is mended, go on with: {book.how_to_resume}"
         )
-    summary = _summary(folder, trials, goals, total, time.monotonic() - began_s) | {"report": str(report or "")}
+    summary = _summary(book, goals, total, time.monotonic() - began_s) | {"report": str(report or "")}
     if not summary["best"] and num_ended == total:
-        raise TrainingError(f"none of {total} trials finished; the last error: {_last_error(trials)}; see {folder}")
-    if summary["best"]:
+        last = _last_error(book.trials)
+        raise TrainingError(f"none of {total} trials finished; the last error: {last}; see {book.folder}")
+    if summary["best"] and Path(summary["best"][0]["runs"][0]).is_dir():
         draw_curves(Path(summary["best"][0]["runs"][0]))
     return summary
 
 
-class _Search:
-    """Trials and who is at which; each method writes down what happened before it acts on it."""
+class _Trainings:
+    """Which slot is at which training of the book."""
 
     def __init__(
         self,
         settings: Sweep,
         seed: int,
-        folder: Path,
-        journal: Journal,
-        trials: Trials,
-        points: Points,
+        book: Book | SharedBook,
         goals: Goals,
         pool: Pool,
         display: Display,
-        total: int,
     ) -> None:
         self.running: dict[int, tuple[Trial, int]] = {}
         """Slot -> the trial and the index of its seed."""
         self.stopped_by = ""
         """The error that came too often in a row."""
-        self._settings, self._seed, self._folder, self._journal = settings, seed, folder, journal
-        self._trials, self._points, self._pool, self._display, self._total = trials, points, pool, display, total
+        self._settings, self._seed, self._book, self._pool, self._display = settings, seed, book, pool, display
         self._objectives = [name for name, _ in goals]
-        self._open = [trial for trial in trials.values() if trial.state == "open"]
         self._last_error, self._num_equal = "", 0
 
     def start(self, slot: int) -> None:
         """Give a slot the next training, if there is one."""
-        found = self._next_run()
+        found = self._book.next_run()
         if found is None:
             return
         trial, index = found
@@ -160,9 +187,8 @@ class _Search:
         if self._settings.seeds > 1:
             options.append(f"seed={self._seed + index}")
         asks = self._settings.pruner != "none" and index == 0
-        trial.runs[index].state = "running"
         self.running[slot] = trial, index
-        self._pool.send(slot, Job(options, self._folder, self._objectives, asks))
+        self._pool.send(slot, Job(options, self._book.folder, self._objectives, asks))
 
     def hear(self, slot: int, kind: str, facts: Any) -> None:
         """Take in what a worker says."""
@@ -171,7 +197,7 @@ class _Search:
         trial, index = self.running[slot]
         if kind == "row":
             if self._settings.pruner != "none" and index == 0:
-                hopeless = self._points.is_hopeless(trial.number, facts["evaluation"], facts["value"])
+                hopeless = self._book.is_hopeless(trial, facts["evaluation"], facts["value"])
                 self._pool.send(slot, not hopeless)
             self._display.row(slot, trial, index, facts)
             return
@@ -180,43 +206,20 @@ class _Search:
         if kind == "failed":
             may_repeat = not facts.pop("would_repeat")
             facts["again"] = may_repeat and trial.runs[index].num_failures < self._settings.retries
-        was_open = trial.state == "open"
-        self._note({"event": kind, "trial": trial.number, "seed_index": index, **facts})
+        counts = self._book.note(trial, index, kind, facts)
         if kind == "started":
             return
         del self.running[slot]
-        self._count_errors(kind, facts)
-        if was_open and trial.state != "open":
-            self._open.remove(trial)
-            self._points.tell(trial)
-        self._display.ended(slot, trial, index, kind, self._trials)
+        if counts:
+            self._count_errors(kind, facts)
+            self._display.ended(slot, trial, index, kind, self._book.trials)
 
     def stop(self) -> None:
         """Stop what is running."""
         self._pool.stop(list(self.running), _PATIENCE_S)
         for trial, index in self.running.values():
-            self._note({"event": "stopped", "trial": trial.number, "seed_index": index})
+            self._book.note(trial, index, "stopped", {})
         self.running.clear()
-
-    def _next_run(self) -> tuple[Trial, int] | None:
-        """Return the next training: of a trial that is open, or of a new one; None if nothing can begin now."""
-        for trial in self._open:
-            for index, run in enumerate(trial.runs):
-                waits = index > 0 and self._settings.pruner != "none" and trial.runs[0].state != "finished"
-                if run.state == "open" and not waits:
-                    return trial, index
-        number = len(self._trials) + 1
-        if number > self._total:
-            return None
-        params = self._points.ask(number)
-        self._note({"event": "asked", "trial": number, "params": params})
-        self._open.append(self._trials[number])
-        return self._trials[number], 0
-
-    def _note(self, event: dict[str, Any]) -> None:
-        event["time"] = time.time()
-        self._journal.append(event)
-        apply(self._trials, event, self._settings.seeds)
 
     def _count_errors(self, kind: str, facts: dict[str, Any]) -> None:
         """Remember how often the last error came in a row; trainings that diverge are what a search must expect."""
@@ -230,19 +233,38 @@ class _Search:
                 self.stopped_by = facts["error"]
 
 
-def _goals(kind: str, facts: Any) -> Goals:
-    """Return what a worker found that the trials are judged by, or raise the error that it met."""
+@contextlib.contextmanager
+def workers(file: ConfigFile, trusted: Sequence[str] | None = None) -> Iterator[tuple[Pool, int]]:
+    """Context of the processes that train, which share the data of the config; gives them and their number.
+
+    `trusted` is None if the user gave the config, else the code named by it that may run.
+    """
+    settings, train = settings_of(file), file.config.train
+    with _one_thread():
+        slots = find_slots(train.device, train.threads, None if settings.slots == "auto" else settings.slots)
+        preparations = Preparations()
+        if not slots.spawn:
+            builder = Builder(trial_file(file, ()), trusted)
+            preparations(builder, raw_targets=needs_raw_targets(builder))
+        with Pool(slots, Trainer(file, preparations, slots.threads, os.getpid(), trusted)) as pool:
+            yield pool, len(slots.devices)
+
+
+def look(pool: Pool, settings: Sweep) -> tuple[Goals, dict[str, Any]]:
+    """Let a worker try the config itself; return what trials are judged by and the facts that tell its data apart."""
+    pool.send(0, settings.objectives)
+    kind, facts = pool.answer(0)
     if kind == "goal":
-        return list(facts)
+        return facts["goals"], facts["data"]
     if kind == "error":
         error, arguments = facts
         raise error(*arguments)
     raise TrainingError(f"the config itself cannot be trained: {facts}")
 
 
-def _summary(folder: Path, trials: Trials, goals: Goals, total: int, elapsed_s: float) -> dict[str, Any]:
+def _summary(book: Book | SharedBook, goals: Goals, total: int, elapsed_s: float) -> dict[str, Any]:
     """Return the result of a sweep as JSON values."""
-    names = [name for name, _ in goals]
+    names, trials = [name for name, _ in goals], book.trials
     states = [trial.state for trial in trials.values()]
 
     def row(trial: Trial) -> dict[str, Any]:
@@ -252,11 +274,11 @@ def _summary(folder: Path, trials: Trials, goals: Goals, total: int, elapsed_s: 
             "values": dict(zip(names, trial.values, strict=True)),
             **deviations,
             "params": trial.params,
-            "runs": [str(folder / run.folder) for run in trial.runs],
+            "runs": [book.place_of(run) for run in trial.runs],
         }
 
     return {
-        "sweep": str(folder),
+        "sweep": str(book.folder),
         "objectives": names,
         "higher_is_better": [higher for _, higher in goals],
         "total": total,
@@ -268,6 +290,7 @@ def _summary(folder: Path, trials: Trials, goals: Goals, total: int, elapsed_s: 
             if trial.state == "failed"
         ],
         "elapsed_s": round(elapsed_s, 3),
+        "resume": book.how_to_resume,
     }
 
 

@@ -55,6 +55,8 @@ class Trainer:
     """CPU threads that a training may use: the share of this worker."""
     parent: int
     """Process id of the coordinator."""
+    trusted: Sequence[str] | None
+    """None if the user gave the config; else the code named by it that may run."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,14 @@ def train(connection: Connection, trainer: Trainer, job: Job) -> tuple[str, dict
     observer: Any = _Observer(connection, job)
     try:
         file = trial_file(trainer.file, job.options)
-        summary = fit(file, root=job.folder, progress=observer, preparation=trainer.preparations, curves=False)
+        summary = fit(
+            file,
+            root=job.folder,
+            progress=observer,
+            trusted=trainer.trusted,
+            preparation=trainer.preparations,
+            curves=False,
+        )
         rows = read_metrics(Path(summary["run"]))
         best: dict[str, Any] = next((row for row in reversed(rows) if row.get("best")), {})
         known = {**best, "elapsed_s": summary["elapsed_s"], "num_parameters": observer.num_parameters}
@@ -177,10 +186,13 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 def try_config(trainer: Trainer, objectives: Sequence[str]) -> tuple[str, Any]:
-    """Make the plan of the config itself; return ("goal", [(objective, whether higher is better)]) or ("error", it)."""
+    """Make the plan of the config itself; return ("goal", facts) or ("error", it).
+
+    The facts are goals, [(objective, whether higher is better)], and data, which tells whether they are the same.
+    """
     try:
         file = trial_file(trainer.file, ())
-        plan = make_plan(Builder(file), trainer.preparations)
+        plan = make_plan(Builder(file, trainer.trusted), trainer.preparations)
         names = list(objectives) or [plan.goal.metric]
         possible = ["loss", *plan.data.task.metrics(torch.device("cpu")).compute()]
         for name in names:
@@ -197,7 +209,8 @@ def try_config(trainer: Trainer, objectives: Sequence[str]) -> tuple[str, Any]:
     except Exception as error:
         traceback.print_exc()
         return "error", (TrainingError, (f"the config fails: {type(error).__name__}: {first_line(error)}",))
-    return "goal", [(name, HIGHER_IS_BETTER.get(name.partition("/")[2], False)) for name in names]
+    goals = [(name, HIGHER_IS_BETTER.get(name.partition("/")[2], False)) for name in names]
+    return "goal", {"goals": goals, "data": {key: plan.data.facts[key] for key in ("fingerprint", "num_samples")}}
 
 
 def _belong_to(parent: int) -> None:
