@@ -40,15 +40,11 @@ def interpreter(name: str, requires: Sequence[str] | None) -> Path:
         return Path(sys.executable)
     python = ENVIRONMENTS / name / "bin" / "python"
     installed = ENVIRONMENTS / name / "installed.txt"
-    wanted = "\n".join([f"torch=={_own_version('torch')}", f"numpy=={_own_version('numpy')}", *requires])
+    wanted = "\n".join(["torch", "numpy", *requires])
     if not installed.is_file() or installed.read_text(encoding="utf-8") != wanted:
         venv.create(ENVIRONMENTS / name, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted.splitlines()], check=True)
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "-c", ROOT / "constraints.txt", *wanted.splitlines()], check=True)
         installed.write_text(wanted, encoding="utf-8")
     return python
 
-
-def _own_version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package).partition("+")[0]

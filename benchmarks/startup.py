@@ -6,13 +6,13 @@ import dataclasses
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from benchmarks.options import Options
 from benchmarks.processes import Usage, measure
 
 _ERRONEOUS = "data: {type: sklearn, name: digits}\nmodel: {type: mlp, hiden: [128]}\n"
@@ -60,16 +60,17 @@ def cases(folder: Path) -> list[Case]:
     ]
 
 
-def measure_startup(repeat: int, env: Mapping[str, str], say: Callable[[str], None]) -> list[Timing]:
-    """Run each case and its reference `repeat` times in turns."""
+def run(options: Options) -> dict[str, Any]:
+    """Run each case and its reference in turns, print their table, and return the figures."""
     with tempfile.TemporaryDirectory() as folder:
         timings = [Timing(case, [], []) for case in cases(Path(folder))]
-        for index in range(repeat):
-            say(f"startup: round {index + 1} of {repeat}")
+        for index in range(options.repeat):
+            options.say(f"startup: round {index + 1} of {options.repeat}")
             for timing in timings:
-                timing.own.append(measure(timing.case.command, env, exit_code=timing.case.exit_code))
-                timing.reference.append(measure(timing.case.reference, env))
-    return timings
+                timing.own.append(measure(timing.case.command, options.env, exit_code=timing.case.exit_code))
+                timing.reference.append(measure(timing.case.reference, options.env))
+    options.show(table(timings), "")
+    return {"timings": [timing.to_json() for timing in timings]}
 
 
 def table(timings: list[Timing]) -> Table:

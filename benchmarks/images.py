@@ -1,0 +1,3 @@
+from benchmarks.options import Options
+def run(options: Options) -> dict:
+    raise NotImplementedError
