@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks import tensors
 from benchmarks.implementations import IMPLEMENTATIONS, TRAINED, cross_entropy
 from benchmarks.processes import Usage, interpreter, measure
+from benchmarks.tables import new_table
 from benchmarks.tensors import Data
 from benchmarks.works import Work
 
@@ -168,11 +169,8 @@ def table(comparison: Comparison) -> Table:
         f"{work.name}: {work.about}; batch {work.batch_size}, {work.steps} steps; medians of "
         f"{len(comparison.rounds)} rounds; x: times {REFERENCE} in the same round (quartiles)"
     )
-    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    result.add_column("")
     columns = ("loop s", "x", "samples/s", "process s", "x", "CPU s", "x", "peak MiB", "x", "threads", "final loss")
-    for column in columns:
-        result.add_column(column, justify="right")
+    result = new_table(title, [""], columns)
     result.add_column("result")
     for name in comparison.rounds[0]:
         equality = comparison.equality(name)
@@ -195,15 +193,10 @@ def table(comparison: Comparison) -> Table:
 
 
 def summary(comparisons: Sequence[Comparison]) -> Table:
-    """Return one table of the loops of all works: each as a multiple of the hand-tuned loop and, in brackets, dltrain's."""
+    """Return one table of the loops of all works: times the hand-tuned loop and, in brackets, times dltrain."""
     title = f"loops: times {REFERENCE} (times dltrain), medians of the ratios within a round"
-    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    result.add_column("work")
     names = [name for name in IMPLEMENTATIONS if any(name in comparison.rounds[0] for comparison in comparisons)]
-    for name in names:
-        result.add_column(name, justify="right")
-    for column in ("process", "peak memory"):
-        result.add_column(f"dltrain's {column}", justify="right")
+    result = new_table(title, ["work"], [*names, "dltrain's process", "dltrain's peak memory"])
     result.add_column("dltrain's result")
     for comparison in comparisons:
         ran = comparison.rounds[0]

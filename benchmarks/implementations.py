@@ -1,8 +1,8 @@
 """How the work is done: by dltrain, by hand, by peers. A new implementation is one function and one entry.
 
-Run as `python -m benchmarks.implementations NAME WORK STEPS FOLDER OUT`: trains on what `tensors.save` wrote into FOLDER,
-and writes OUT/trained.json. Each function takes the work, FOLDER and OUT; it returns the seconds in the loop and the
-file with the final weights.
+Run as `python -m benchmarks.implementations NAME WORK STEPS FOLDER OUT`: trains on what `tensors.save` wrote into
+FOLDER, and writes OUT/trained.json. Each function takes the work, FOLDER and OUT; it returns the seconds in the loop
+and the file with the final weights.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks import imports
 from benchmarks.options import Options
 from benchmarks.processes import Usage, measure
+from benchmarks.tables import new_table
 
 _ERRONEOUS = "data: {type: sklearn, name: digits}\nmodel: {type: mlp, hiden: [128]}\n"
 
@@ -69,17 +71,17 @@ def run(options: Options) -> dict[str, Any]:
             for timing in timings:
                 timing.own.append(measure(timing.case.command, options.env, exit_code=timing.case.exit_code))
                 timing.reference.append(measure(timing.case.reference, options.env))
+        profiles = imports.profiles({timing.case.name: timing.case.command for timing in timings}, options.env)
     options.show(table(timings), "")
-    return {"timings": [timing.to_json() for timing in timings]}
+    options.show(imports.table(profiles), "")
+    return {"timings": [timing.to_json() for timing in timings], "imports_ms": profiles}
 
 
 def table(timings: list[Timing]) -> Table:
     """Return one line a case: medians, and the median of the ratios within a round."""
     title = f"startup: medians of {len(timings[0].own)} rounds, whole processes"
-    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    result.add_column("against")
-    for column in ("dltrain s", "reference s", "x", "goal", "CPU x", "peak MiB", "reference MiB"):
-        result.add_column(column, justify="right")
+    columns = ("dltrain s", "reference s", "x", "goal", "CPU x", "peak MiB", "reference MiB")
+    result = new_table(title, ["against"], columns)
     for timing in timings:
         result.add_row(
             timing.case.name,

@@ -1,4 +1,4 @@
-"""The data of the works, made from a fixed seed: arrays, a table, texts. Each function writes one file and returns it."""
+"""The data of the works, made from a fixed seed: arrays, a table, texts. Each function writes one file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_DIGITS = "null eins zwei drei vier fünf sechs sieben acht neun".split()
+_UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = [
+    "ten",
+    "eleven",
+    "twelve",
+    *(f"{stem}teen" for stem in ("thir", "four", "fif", "six", "seven", "eigh", "nine")),
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_DIGITS = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
 
 
 def digits(folder: Path) -> Path:
@@ -77,7 +80,7 @@ def sentences(folder: Path, num_pairs: int) -> Path:
 def english(number: int) -> str:
     """Return a number below a million in words."""
     if number < 20:
-        return _UNITS[number]
+        return [*_UNITS, *_TEENS][number]
     if number < 100:
         rest = f" {_UNITS[number % 10]}" if number % 10 else ""
         return _TENS[number // 10 - 2] + rest

@@ -76,9 +76,9 @@ def save(work: Work, folder: Path) -> tuple[Path, Path]:
     content: dict[str, Any] = {"columns": [], "lengths": [], "paddings": [], "sizes": offered(prepared.facts)}
     assert "normalize" not in prepared.facts["source"], "stored inputs must be what the model is called with"
     for column in (*train.inputs, train.target):
-        ragged = isinstance(column, Ragged)
-        content["columns"].append(column[torch.arange(len(column))] if ragged else column)
-        content["lengths"].append(column.lengths if ragged else None)
-        content["paddings"].append(column.padding if ragged else 0)
+        assert column is not None
+        content["columns"].append(column[torch.arange(len(column))])
+        content["lengths"].append(column.lengths if isinstance(column, Ragged) else None)
+        content["paddings"].append(column.padding if isinstance(column, Ragged) else 0)
     torch.save(content, tensors)
     return config, tensors
