@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.console import Console
 from benchmarks import comparison, growth, images, larger_than_memory, memory, neighbours, plots, startup
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.options import Options
+from benchmarks.tables import show
 from benchmarks.works import WORKS
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,7 +47,7 @@ def main() -> int:
         repeat=arguments.repeat,
         env={} if arguments.threads is None else {"OMP_NUM_THREADS": str(arguments.threads)},
         say=errors.print,
-        show=console.print,
+        show=partial(show, console),
         results=RESULTS / time.strftime("%Y-%m-%d-%H%M%S"),
     )
     figures: list[dict[str, Any]] = []

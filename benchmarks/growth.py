@@ -27,6 +27,8 @@ _AXES: dict[str, list[int]] = {
     "number of samples": [4**power for power in range(5, 11)],
 }
 _STEP_ROWS = 20
+_WORK = 2**30
+"""Products of a layer, at most, in one of the parts of a run, of which the median is taken."""
 _LONG_RUNS = (20_000, 200_000)
 _LOOK_S = 0.5
 
@@ -66,7 +68,8 @@ def run(options: Options) -> dict[str, Any]:
 def _step_us(folder: Path, axis: str, value: int, options: Options) -> float:
     """Return the median time of a step, of equal parts of a run, while what `axis` says is `value`."""
     setting = {"batch size": 256, "model width": 256, "number of samples": 16_384, axis: value}
-    steps = _STEP_ROWS * max(1, min(25, 100_000 // (setting["batch size"] * setting["model width"] // 64)))
+    work = setting["batch size"] * setting["model width"] ** 2
+    steps = _STEP_ROWS * min(25, max(2, _WORK // work))
     config = _config(folder, setting["number of samples"], setting["model width"], setting["batch size"], steps)
     out = folder / f"{axis} {value}"
     command = [sys.executable, "-m", "dltrain", "fit", config, "--quiet", "--out", out]

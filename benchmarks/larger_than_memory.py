@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import statistics
 import sys
 import tempfile
@@ -47,20 +48,30 @@ def run(options: Options) -> dict[str, Any]:
         folder = Path(temporary)
         options.say("larger_than_memory: writes the table")
         config, size_mib = _config(folder)
-        cache = {"DLTRAIN_CACHE": str(folder / "cache")}
-        manners: dict[str, tuple[Mapping[str, str], int]] = {
-            "in memory: no limit, no cache": ({"DLTRAIN_CACHE": "off"}, 0),
-            f"limit {_LIMIT_MIB} MiB, no cache yet": (cache, _LIMIT_MIB),
-            f"limit {_LIMIT_MIB} MiB, from the cache": (cache, _LIMIT_MIB),
+        limited = f"limit {_LIMIT_MIB} MiB"
+        manners: dict[str, tuple[str, int]] = {
+            "no limit, in memory": ("off", 0),
+            "no limit, from files to the cache": (str(folder / "cache"), 0),
+            f"{limited}, from files to the cache": (str(folder / "another cache"), _LIMIT_MIB),
+            f"{limited}, from the cache": (str(folder / "cache"), _LIMIT_MIB),
         }
         readings: dict[str, list[Reading]] = {manner: [] for manner in manners}
+        failures: dict[str, str] = {}
         for index in range(options.repeat):
-            for number, (manner, (variables, limit_mib)) in enumerate(manners.items()):
+            for number, (manner, (cache, limit_mib)) in enumerate(manners.items()):
                 options.say(f"larger_than_memory: {manner}: round {index + 1} of {options.repeat}")
-                out = folder / f"{index}-{number}"
-                readings[manner].append(_fit(config, {**options.env, **variables}, limit_mib, out))
-    options.show(table(readings, size_mib), "")
-    return {"table_mib": size_mib, "readings": {name: [vars(r) for r in all_] for name, all_ in readings.items()}}
+                env, out = {**options.env, "DLTRAIN_CACHE": cache}, folder / f"{index}-{number}"
+                try:
+                    readings[manner].append(_fit(config, env, limit_mib, out))
+                except RuntimeError as error:
+                    failures[manner] = str(error).strip().splitlines()[-1]
+            for cache in ("cache", "another cache"):  # each round begins with the files
+                shutil.rmtree(folder / cache, ignore_errors=True)
+    options.show(table({manner: own for manner, own in readings.items() if own}, size_mib), "")
+    for manner, reason in failures.items():
+        options.show(f"{manner}: failed: {reason}", "")
+    figures = {manner: [vars(reading) for reading in own] for manner, own in readings.items()}
+    return {"table_mib": size_mib, "readings": figures, "failures": failures}
 
 
 def table(readings: Mapping[str, list[Reading]], size_mib: float) -> Table:
