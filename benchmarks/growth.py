@@ -86,7 +86,7 @@ def long_run(folder: Path, steps: int, options: Options) -> tuple[list[Look], di
 
     def look(process_id: int) -> None:
         metrics = next(out.glob("*/*/metrics.jsonl"), None)
-        lines = [] if metrics is None else metrics.read_text(encoding="utf-8").splitlines()
+        *lines, _ = [""] if metrics is None else metrics.read_text(encoding="utf-8").split("\n")  # whole ones
         if lines:
             step = json.loads(lines[-1])["step"]
             looks.append(Look(step, memory_mib(process_id, "VmRSS"), _num_files(process_id)))
