@@ -103,6 +103,12 @@ def test_whether_a_result_is_the_one_it_must_be(name: str, distance: float, loss
     assert compared({"bare_mem": [1.0], name: [1.0]}, distance, loss).equality(name) == expected
 
 
+def test_with_other_threads_a_result_may_drift() -> None:
+    one = compared({"bare_mem": [1.0], "dltrain": [1.0]}, 1e-2, 0.51)
+    one.num_threads["bare_mem"] = 2
+    assert one.equality("dltrain") == "other threads"
+
+
 def test_weights_that_differ_in_one_bit_are_not_called_equal() -> None:
     one = {"weight": torch.ones(3)}
     other = {"weight": torch.tensor([1.0, 1.0, 1.0 + 2**-23])}
