@@ -74,7 +74,7 @@ def run(options: Options) -> dict[str, Any]:
             for timing in timings:
                 timing.own.append(measure(timing.case.command, options.env, exit_code=timing.case.exit_code))
                 timing.reference.append(measure(timing.case.reference, options.env))
-        profiles = imports.profiles({timing.case.name: timing.case.command for timing in timings}, options.env)
+        profiles = imports.profiles(_commands(timings), options.env)
     options.show(table(timings), "")
     options.show(imports.table(profiles), "")
     return {"timings": [timing.to_json() for timing in timings], "imports_ms": profiles}
@@ -98,6 +98,11 @@ def table(timings: list[Timing]) -> Table:
             f"{statistics.median(usage.peak_mib for usage in timing.reference):.0f}",
         )
     return result
+
+
+def _commands(timings: list[Timing]) -> dict[str, list[str]]:
+    """Return each command once, by what stands before the reference in the name of its case."""
+    return {timing.case.name.partition(",")[0]: timing.case.command for timing in timings}
 
 
 def _ratio(timing: Timing, figure: str) -> float:
