@@ -1,5 +1,8 @@
-"""`python -m benchmarks`: speed and memory of dltrain against a hand-tuned loop and peers that do the same work.
+"""`python -m benchmarks`: speed and memory of dltrain against a hand-tuned loop and other tools that do the same work.
 
-`works` says what is trained, `implementations` how, `processes` runs each as a process of its own and measures it from
-outside, `comparison` runs them in turns and compares results, `startup` measures what surrounds a training.
+`works` says what is trained, on what `synthetic` makes; `implementations` and `peers` say how; `comparison` runs them
+in turns, each as a process of its own (`processes`), and compares times and results.
+
+Each other topic has a file: `images` and `larger_than_memory` (data), `growth`, `memory`, `neighbours`, and `startup`
+with `imports` (what surrounds a training).
 """

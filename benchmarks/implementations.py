@@ -1,8 +1,8 @@
 """How the work is done: by dltrain, by hand, by peers. A new implementation is one function and one entry.
 
-Run as `python -m benchmarks.implementations NAME WORK EPOCHS DATA FOLDER`: trains, and writes FOLDER/trained.json.
-Each function takes the work, the file with its arrays and a folder to write in; it returns the seconds in the loop and
-the file with the final weights. Peers are written as their own manuals write them.
+Run as `python -m benchmarks.implementations NAME WORK STEPS FOLDER OUT`: trains on what `tensors.save` wrote into
+FOLDER, and writes OUT/trained.json. Each function takes the work, FOLDER and OUT; it returns the seconds in the loop
+and the file with the final weights.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.works import WORKS, Work, load
+from benchmarks import tensors
+from benchmarks.tensors import Data
+from benchmarks.works import WORKS, Work
 from dltrain.data.batches import epoch_order
-from dltrain.seeds import WEIGHTS, seed_of
+from dltrain.seeds import STEP, seed_of
+
+CONFIG, TENSORS, TRAINED = "config.yaml", "tensors.pt", "trained.json"
 
 
 @dataclass(frozen=True)
@@ -34,97 +38,83 @@ class Trained:
     weights: Path
 
 
-def dltrain(work: Work, data: Path, folder: Path) -> Trained:
+def dltrain(work: Work, folder: Path, out: Path) -> Trained:
     """Train from a YAML file, as a user of the Python interface does."""
-    import yaml
-
     from dltrain import fit, load_config
 
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(work.config(data)), encoding="utf-8")
-    run = Path(fit(load_config(config), root=folder / "runs")["run"])
+    overrides = [f"train.{key}={work.steps} steps" for key in ("duration", "evaluate_every")]
+    run = Path(fit(load_config(folder / CONFIG, overrides), root=out / "runs")["run"])
     last_row = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     return Trained(json.loads(last_row)["elapsed_s"], run / "checkpoints" / "last.safetensors")
 
 
-def bare_mem(work: Work, data: Path, folder: Path) -> Trained:
+def bare_mem(work: Work, folder: Path, out: Path) -> Trained:
     """Train with what an expert would write for this model: data in memory, one gather a batch, a fused optimizer.
 
-    Initial weights and sample order are dltrain's, so the final weights must be as well.
+    Initial weights, sample order and, with dropout, the seed of a step are dltrain's, so the final weights must be as
+    well.
     """
-    inputs, targets = load(data)
-    model = _initial_model(work)
+    data = tensors.load(folder / TENSORS)
+    model = work.initial_model(data.sizes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=work.lr, weight_decay=work.weight_decay, fused=True)
     loss_sum = torch.zeros(())
+    steps_per_epoch, longest, size = work.steps_per_epoch(len(data)), data.longest, work.batch_size
+    batches: Sequence[Tensor] = ()
     began = time.perf_counter()
-    for epoch in range(work.epochs):
-        order = epoch_order(len(inputs), work.seed, epoch, "shuffle")
-        for batch in order.split(work.batch_size):
-            loss = F.cross_entropy(model(inputs[batch]), targets[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach()
+    for step in range(work.steps):
+        epoch, index = divmod(step, steps_per_epoch)
+        if index == 0:
+            batches = epoch_order(len(data), work.seed, epoch, "shuffle", None, longest, size).split(size)
+        *inputs, target = data.batch(batches[index])
+        if work.draws:
+            torch.default_generator.manual_seed(seed_of(work.seed, STEP, step))
+        loss = cross_entropy(model(*inputs), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.detach()
     loss_sum.item()
-    return _trained(began, model, folder)
+    return finished(began, model, out)
 
 
-def bare_dl(work: Work, data: Path, folder: Path) -> Trained:
+def bare_dl(work: Work, folder: Path, out: Path) -> Trained:
     """Train as tutorials do: DataLoader, default optimizer, the loss read at every step."""
-    from torch.utils.data import DataLoader, TensorDataset
-
-    loader = DataLoader(TensorDataset(*load(data)), batch_size=work.batch_size, shuffle=True)
-    model = _initial_model(work)
+    data = tensors.load(folder / TENSORS)
+    batches = loader(work, data)
+    model = work.initial_model(data.sizes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=work.lr, weight_decay=work.weight_decay)
-    loss_function = nn.CrossEntropyLoss()
-    loss_sum = 0.0
+    loss_sum, step = 0.0, 0
     began = time.perf_counter()
-    for _ in range(work.epochs):
-        for inputs, targets in loader:
+    while step < work.steps:
+        for *inputs, target in batches:
             optimizer.zero_grad()
-            loss = loss_function(model(inputs), targets)
+            loss = cross_entropy(model(*inputs), target)
             loss.backward()
             optimizer.step()
             loss_sum += loss.item()
-    return _trained(began, model, folder)
+            step += 1
+            if step == work.steps:
+                break
+    return finished(began, model, out)
 
 
-def lightning(work: Work, data: Path, folder: Path) -> Trained:
-    """Train with Lightning's Trainer, everything switched off that only informs."""
-    import logging
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over samples, or over tokens that are no padding."""
+    return F.cross_entropy(output.flatten(0, -2), target.flatten())
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    import lightning
-    from torch.utils.data import DataLoader, TensorDataset
 
-    class Module(lightning.LightningModule):  # type: ignore[misc]
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model = model
+def loader(work: Work, data: Data) -> DataLoader[tuple[Tensor, ...]]:
+    """Return shuffled batches, as tutorials make them."""
+    collate = None if data.longest is None else data.collate
+    return DataLoader(TensorDataset(*data.columns), batch_size=work.batch_size, shuffle=True, collate_fn=collate)
 
-        def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
-            loss = F.cross_entropy(self.model(batch[0]), batch[1])
-            self.log("train/loss", loss)
-            return loss
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(self.parameters(), lr=work.lr, weight_decay=work.weight_decay)
-
-    loader = DataLoader(TensorDataset(*load(data)), batch_size=work.batch_size, shuffle=True)
-    module = Module(_initial_model(work))
-    trainer = lightning.Trainer(
-        max_epochs=work.epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
-    began = time.perf_counter()
-    trainer.fit(module, loader)
-    return _trained(began, module.model, folder)
+def finished(began: float, model: nn.Module, out: Path) -> Trained:
+    """Return what a training leaves that `began` at that time of `time.perf_counter`, its weights written down."""
+    loop_s = time.perf_counter() - began
+    path = out / "weights.pt"
+    torch.save(model.state_dict(), path)
+    return Trained(loop_s, path)
 
 
 @dataclass(frozen=True)
@@ -134,35 +124,41 @@ class Implementation:
     train: Callable[[Work, Path, Path], Trained]
     requires: tuple[str, ...] | None = None
     """Requirements of an environment of its own; None: it runs in this one."""
+    exact: bool = False
+    """Whether the arithmetic and its order are the reference's, so that the result must be as well."""
+    works: tuple[str, ...] = tuple(WORKS)
+    """What it is written for."""
+
+
+def _peer(name: str) -> Callable[[Work, Path, Path], Trained]:
+    """Return the function `name` of benchmarks.peers, imported when it is called."""
+
+    def train(work: Work, folder: Path, out: Path) -> Trained:
+        from benchmarks import peers
+
+        result: Trained = getattr(peers, name)(work, folder, out)
+        return result
+
+    return train
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "bare_mem": Implementation(bare_mem),
-    "dltrain": Implementation(dltrain),
+    "bare_mem": Implementation(bare_mem, exact=True),
+    "dltrain": Implementation(dltrain, exact=True),
     "bare_dl": Implementation(bare_dl),
-    "lightning": Implementation(lightning, requires=("lightning",)),
+    "lightning": Implementation(_peer("lightning"), requires=("lightning",)),
+    "keras": Implementation(_peer("keras"), requires=("keras",), works=("digits", "tabular")),
+    "hf": Implementation(_peer("hf"), requires=("transformers", "accelerate")),
 }
 
 
-def _initial_model(work: Work) -> nn.Module:
-    torch.manual_seed(seed_of(work.seed, WEIGHTS))  # as dltrain seeds its models
-    return work.model()
-
-
-def _trained(began: float, model: nn.Module, folder: Path) -> Trained:
-    loop_s = time.perf_counter() - began
-    path = folder / "weights.pt"
-    torch.save(model.state_dict(), path)
-    return Trained(loop_s, path)
-
-
-def main(name: str, work_name: str, epochs: str, data: str, folder: str) -> None:
+def main(name: str, work_name: str, steps: str, folder: str, out: str) -> None:
     """Train and write down what came of it."""
     warnings.filterwarnings("ignore")
-    work = dataclasses.replace(WORKS[work_name], epochs=int(epochs))
-    trained = IMPLEMENTATIONS[name].train(work, Path(data), Path(folder))
+    work = dataclasses.replace(WORKS[work_name], steps=int(steps))
+    trained = IMPLEMENTATIONS[name].train(work, Path(folder), Path(out))
     result = {"loop_s": trained.loop_s, "weights": str(trained.weights), "num_threads": torch.get_num_threads()}
-    (Path(folder) / "trained.json").write_text(json.dumps(result), encoding="utf-8")
+    (Path(out) / TRAINED).write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

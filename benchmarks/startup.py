@@ -6,14 +6,16 @@ import dataclasses
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from benchmarks import imports
+from benchmarks.options import Options
 from benchmarks.processes import Usage, measure
+from benchmarks.tables import new_table
 
 _ERRONEOUS = "data: {type: sklearn, name: digits}\nmodel: {type: mlp, hiden: [128]}\n"
 
@@ -27,6 +29,8 @@ class Case:
     reference: list[str]
     goal: float
     """For the ratio of the two."""
+    limit_s: float | None = None
+    """For the command alone."""
     exit_code: int = 0
 
 
@@ -54,43 +58,51 @@ def cases(folder: Path) -> list[Case]:
     fit = [*dltrain, "fit", "configs/digits.yaml", "--quiet", "--out", str(folder / "runs")]
     num_commands = str(len(app.registered_commands))
     return [
-        Case("--help, bare Typer", [*dltrain, "--help"], [*bare, "typer", num_commands, "--help"], 2.0),
-        Case("config error, bare pydantic", [*dltrain, "fit", str(config)], [*bare, "pydantic"], 2.0, exit_code=2),
-        Case("fit digits, imports and bare loop", fit, [*bare, "digits"], 1.5),
+        Case("--help, bare Typer", [*dltrain, "--help"], [*bare, "typer", num_commands, "--help"], 2.0, 0.3),
+        Case("config error, bare pydantic", [*dltrain, "fit", str(config)], [*bare, "pydantic"], 2.0, 0.5, exit_code=2),
+        Case("fit digits, scikit-learn and bare loop", fit, [*bare, "digits"], 1.15),
+        Case("fit digits, bare loop without scikit-learn", fit, [*bare, "digits-files"], 1.15),
     ]
 
 
-def measure_startup(repeat: int, env: Mapping[str, str], say: Callable[[str], None]) -> list[Timing]:
-    """Run each case and its reference `repeat` times in turns."""
+def run(options: Options) -> dict[str, Any]:
+    """Run each case and its reference in turns, print their table, and return the figures."""
     with tempfile.TemporaryDirectory() as folder:
         timings = [Timing(case, [], []) for case in cases(Path(folder))]
-        for index in range(repeat):
-            say(f"startup: round {index + 1} of {repeat}")
+        for index in range(options.repeat):
+            options.say(f"startup: round {index + 1} of {options.repeat}")
             for timing in timings:
-                timing.own.append(measure(timing.case.command, env, exit_code=timing.case.exit_code))
-                timing.reference.append(measure(timing.case.reference, env))
-    return timings
+                timing.own.append(measure(timing.case.command, options.env, exit_code=timing.case.exit_code))
+                timing.reference.append(measure(timing.case.reference, options.env))
+        profiles = imports.profiles(_commands(timings), options.env)
+    options.show(table(timings), "")
+    options.show(imports.table(profiles), "")
+    return {"timings": [timing.to_json() for timing in timings], "imports_ms": profiles}
 
 
 def table(timings: list[Timing]) -> Table:
     """Return one line a case: medians, and the median of the ratios within a round."""
     title = f"startup: medians of {len(timings[0].own)} rounds, whole processes"
-    result = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    result.add_column("against")
-    for column in ("dltrain s", "reference s", "x", "goal", "CPU x", "peak MiB", "reference MiB"):
-        result.add_column(column, justify="right")
+    columns = ("dltrain s", "reference s", "x", "goal", "at most s", "CPU x", "peak MiB", "reference MiB")
+    result = new_table(title, ["against"], columns)
     for timing in timings:
         result.add_row(
             timing.case.name,
             f"{statistics.median(usage.process_s for usage in timing.own):.2f}",
             f"{statistics.median(usage.process_s for usage in timing.reference):.2f}",
             f"{_ratio(timing, 'process_s'):.2f}",
-            f"{timing.case.goal:.1f}",
+            f"{timing.case.goal:.2f}",
+            "" if timing.case.limit_s is None else f"{timing.case.limit_s:.1f}",
             f"{_ratio(timing, 'cpu_s'):.2f}",
             f"{statistics.median(usage.peak_mib for usage in timing.own):.0f}",
             f"{statistics.median(usage.peak_mib for usage in timing.reference):.0f}",
         )
     return result
+
+
+def _commands(timings: list[Timing]) -> dict[str, list[str]]:
+    """Return each command once, by what stands before the reference in the name of its case."""
+    return {timing.case.name.partition(",")[0]: timing.case.command for timing in timings}
 
 
 def _ratio(timing: Timing, figure: str) -> float:
