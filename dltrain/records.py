@@ -17,6 +17,7 @@ from dltrain.device import environment
 from dltrain.errors import ConfigError, DataError, Diverged
 from dltrain.listing import flat, read_run, settings_of
 from dltrain.plan import Goal
+from dltrain.ranks import Ranks
 from dltrain.run import Run, find_runs, finite_or_none
 from dltrain.state import State
 
@@ -36,11 +37,43 @@ MAX_ROLLBACKS = 3
 _MAX_SAMPLES = 16
 
 
-def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> Run:
+def open_run(
+    root: Path,
+    resume: Path | None,
+    file: ConfigFile,
+    facts: dict[str, Any],
+    device: torch.device,
+    state: State,
+    ranks: Ranks,
+) -> tuple[Run, str]:
+    """Begin a run, or go on with the one at `resume`: see `begin` and `reopen`.
+
+    Of several processes the first does so. The others learn from it which run it is, take over the state, and write
+    nothing.
+    """
+    run, damage = None, ""
+    if ranks.first:
+        if resume is None:
+            run = begin(root, file, facts, device, ranks.size)
+        else:
+            run, damage = reopen(resume, file, facts, state)
+    folder, resumed = ranks.from_first((str(run.folder) if run is not None else "", resume is not None))
+    if run is None:
+        run = Run(Path(folder))
+        if resumed:
+            path, saved, _ = checkpoints.load_last(run.folder)
+            state.restore(saved, str(path))
+            state.metrics.reset()  # the first process has those of all
+    if not ranks.alone and file.config.train.threads is None:
+        torch.set_num_threads(ranks.from_first(torch.get_num_threads()))
+    return run, damage
+
+
+def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int = 1) -> Run:
     """Make the run directory `root`/name/n, lock it, and write config.yaml, resolved.yaml and environment.json."""
     run = Run.create(root, file.name)
     with run.closed_on_error():
-        describe(run, file, facts, device)
+        describe(run, file, facts, device, num_processes)
     return run
 
 
@@ -86,15 +119,22 @@ def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in MAY_CHANGE}
 
 
-def roll_back(run: Run, state: State, reason: str) -> str:
+def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     """Put the newest checkpoint of an earlier step back into `state`; return what the user is told.
 
-    It becomes the last one. Which it is depends on when checkpoints were written, and so may the weights that follow.
-    Raises Diverged with `reason` where there is none, or after too many times.
+    It becomes the last one, which other processes than the first then take over. Which it is depends on when
+    checkpoints were written, and so may the weights that follow. Raises Diverged with `reason` where there is none, or
+    after too many times.
     """
     if state.num_rollbacks >= MAX_ROLLBACKS:
         raise Diverged(f"{reason}; {MAX_ROLLBACKS} rollbacks are enough")
     failed_at, num_rollbacks = state.step, state.num_rollbacks + 1
+    if not ranks.first:
+        told = ranks.from_first("")
+        state.restore(checkpoints.load(run.checkpoints / LAST), str(run.checkpoints / LAST))
+        state.num_rollbacks = num_rollbacks
+        state.metrics.reset()
+        return told
     for path in (run.checkpoints / LAST, run.checkpoints / PREVIOUS):
         if path.exists() and (saved := checkpoints.load(path)).meta["step"] < failed_at:
             break
@@ -106,14 +146,15 @@ def roll_back(run: Run, state: State, reason: str) -> str:
     run.cut_metrics(state.step)
     told = f"step {failed_at}: not finite; back to step {state.step} with {state.lr_factor:g} of the learning rate"
     run.log(told)
-    return told
+    return ranks.from_first(told)
 
 
-def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> None:
+def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int) -> None:
     """Write config.yaml, resolved.yaml and environment.json."""
     run.write("config.yaml", file.text)
     run.write("resolved.yaml", resolved_text(file))
-    host = {**environment(device), "num_samples": facts["num_samples"], "set": file.changes}
+    host = {**environment(device), "num_processes": num_processes}
+    host |= {"num_samples": facts["num_samples"], "set": file.changes}
     run.write("environment.json", json.dumps(host, indent=2) + "\n")
 
 

@@ -30,6 +30,7 @@ from dltrain.evaluation import evaluate_columns
 from dltrain.losses import count
 from dltrain.optimizers import update_function
 from dltrain.plan import Preparation, make_plan
+from dltrain.ranks import ALONE, Ranks, StepSum
 from dltrain.regularization import Mixed, average_, sam_restore_
 from dltrain.run import finite_or_none
 from dltrain.seeds import AUGMENTATION, NOISE, STEP, seed_everything, seed_of
@@ -52,6 +53,7 @@ def fit(
     trusted: Sequence[str] | None = None,
     preparation: Preparation = prepare,
     curves: bool = True,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train the model of a config and return a summary: run, step, epoch, metrics, best, seconds.
 
@@ -63,16 +65,17 @@ def fit(
         trusted: None if the user gave the config; else the code named by it that may run (see `Builder`).
         preparation: gives the data; several trainings on the same data can share them.
         curves: whether curves.png is drawn, which takes longer than a small training.
+        ranks: this process among those that train the model; each calls `fit`, and only the first speaks and writes.
 
     Raises:
         ConfigError, DataError, CheckpointError: before anything is trained.
         TrainingError: if the loss is not finite or memory runs out.
         Stopped: after a signal, with the checkpoint saved.
     """
-    config, progress = file.config, progress or Progress("off")
+    config, progress = file.config, progress if progress and ranks.first else Progress("off")
 
     # ---- 1. What the config means: data, model, loss, optimizer, schedule, regularization ---------------------------
-    plan = make_plan(Builder(file, trusted), preparation)
+    plan = make_plan(Builder(file, trusted), preparation, ranks)
     device, train, val, network = plan.device, plan.train, plan.data.splits.get("val"), plan.network
     state, regularizer = plan.state, plan.regularizer
     model, optimizer, loss_function = state.model, state.optimizer, network.loss
@@ -80,12 +83,11 @@ def fit(
     epoch_steps, total_steps = plan.clock.steps_per_epoch, plan.clock.total_steps
 
     # ---- 2. The run directory: a new one, or one to go on with ------------------------------------------------------
-    if resume is None:
-        run, damage = records.begin(Path(root), file, plan.data.facts, device), ""
-    else:
-        run, damage = records.reopen(Path(resume), file, plan.data.facts, state)
+    going_on = None if resume is None else Path(resume)
+    run, damage = records.open_run(Path(root), going_on, file, plan.data.facts, device, state, ranks)
     meta = records.meta(file, plan.data.facts, run.folder)
-    run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {total_steps} on {device}")
+    where = f"{device}" if ranks.alone else f"{ranks.size} processes on {device.type}"
+    run.log(f"{'start' if resume is None else 'resume'} at step {state.step} of {total_steps} on {where}")
     progress.begin(run.folder, plan.data, model, state.step, total_steps, epoch_steps)
     if damage:
         progress.say(damage)
@@ -105,13 +107,17 @@ def fit(
     measures = regularizer.mix is None and not isinstance(network.task, SequenceTask)  # outputs against targets
     on_nonfinite = config.train.on_nonfinite
     steps_between_looks = 1 if on_nonfinite == "skip" else _STEPS_BETWEEN_LOOKS[device.type]
+    add_up = None if ranks.alone else StepSum(ranks, parameters)
+    # What depends on the other samples of a batch is done to the whole of it; else each process takes its inputs alone.
+    needs_whole = bool(plan.augment) or regularizer.mix is not None or lengths is not None
 
     def gradients(
         inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
     ) -> tuple[Tensor, Tensor | None, Any]:
         """Leave the gradient of loss + penalty in `.grad`; return loss, penalty, and the weight of the loss in sums.
 
-        Micro-batches add up to the whole batch: each counts by its share of the targets.
+        `inputs` are those of this process's share of the batch. Micro-batches, and the shares of other processes, add
+        up to the whole batch: each counts by its share of the targets.
         """
         weight = count(loss_function, target)
 
@@ -123,13 +129,15 @@ def fit(
             parameter.grad = None
         if measure:
             outputs.clear()
+        share = ranks.share(len(target))
         size = config.train.micro_batch_size or batch_size
         loss: Any = None
-        for at in range(0, len(target), size):
-            part = slice(at, at + size)
+        for at in range(share.start, share.stop, size):
+            part = slice(at, min(at + size, share.stop))
             part_inputs, part_target = inputs, target
-            if size < len(target):
-                part_inputs, part_target = tuple(x[part] for x in inputs), target[part]
+            if part.stop - part.start < len(target):
+                own = slice(part.start - share.start, part.stop - share.start)
+                part_inputs, part_target = tuple(x[own] for x in inputs), target[part]
             with context:
                 output = forward(*part_inputs).float()
                 part_loss = loss_of(output, part_target)
@@ -140,6 +148,8 @@ def fit(
             loss = part_loss.detach() if loss is None else loss + part_loss.detach()
             if measure:
                 outputs.append((output.detach(), part_target))
+        if add_up is not None:
+            loss = add_up(loss, time.perf_counter() - began, stop.number is not None)
         if not regularizer.penalties:
             return loss, None, weight
         penalty: Any = sum(term() for term in regularizer.penalties)
@@ -149,8 +159,9 @@ def fit(
     def not_finite(what: str) -> Diverged:
         """Return the error that ends the run; what was best so far is kept."""
         state.save_best(run.checkpoints)
-        seed_everything(device, config.seed, STEP, state.step)
-        where, lr = first_not_finite(model, inputs), plan.lr * factor
+        seed_everything(device, config.seed, STEP, state.step, *ranks.salt)
+        where = ranks.first_text(first_not_finite(model, inputs) if len(inputs[0]) else "")
+        lr = plan.lr * factor
         return Diverged(records.not_finite(what, where, samples.tolist(), state, lr, epoch_steps, run))
 
     # ---- 4. The loop ------------------------------------------------------------------------------------------------
@@ -170,8 +181,9 @@ def fit(
                 order = epoch_order(len(train), config.seed, epoch, config.train.sampler, classes, lengths, batch_size)
                 order = order.to(train.device)
             samples = order[batch * batch_size : (batch + 1) * batch_size]
-            inputs, target = train.batch(samples, device)
-            seed_everything(device, config.seed, STEP, state.step)
+            share = ranks.share(len(samples))
+            inputs, target = train.batch(samples, device, None if needs_whole or ranks.alone else samples[share])
+            seed_everything(device, config.seed, STEP, state.step, *ranks.salt)
             inputs, mixed = network.transform(inputs), None
             if plan.augment or regularizer.mix is not None:
                 rng.manual_seed(seed_of(config.seed, AUGMENTATION, state.step))
@@ -180,6 +192,8 @@ def fit(
             if regularizer.mix is not None:
                 mixed = regularizer.mix(inputs, rng)
                 inputs = mixed.inputs
+            if needs_whole and not ranks.alone:
+                inputs = tuple(x[share] for x in inputs)
 
             # forward, loss, penalty, backward
             factor = plan.schedule(state.step, total_steps) * state.lr_factor
@@ -200,7 +214,7 @@ def fit(
             if bad and (on_nonfinite == "stop" or skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW):
                 raise not_finite(bad)
             if bad and on_nonfinite == "rollback":
-                progress.say(records.roll_back(run, state, str(not_finite(bad))))
+                progress.say(records.roll_back(run, state, str(not_finite(bad)), ranks))
                 order, num_samples, row_began_s = torch.empty(0), 0, state.elapsed_s
                 began = time.perf_counter() - state.elapsed_s
                 continue
@@ -234,7 +248,8 @@ def fit(
                     state.penalty_sum += penalty * weight
             num_samples += len(target)
             state.step += 1
-            state.elapsed_s = time.perf_counter() - began
+            state.elapsed_s = time.perf_counter() - began if add_up is None else add_up.elapsed_s
+            stopping = stop.number is not None if add_up is None else add_up.stop
             progress.step(state)
 
             # metrics, validation
@@ -249,12 +264,13 @@ def fit(
                 row["train/loss"] = loss_sum / weight_sum if weight_sum else math.nan
                 if regularizer.penalties:
                     row["train/penalty"] = state.penalty_sum.item() / weight_sum if weight_sum else math.nan
+                state.refresh_average()
+                state.bring_together(ranks)
                 if measures:
                     row |= {f"train/{name}": value for name, value in state.metrics.compute().items()}
-                state.refresh_average()
                 if val is not None:
                     val_loss, val_metrics = evaluate_columns(
-                        network, state.evaluated, val, config.train.eval_batch_size, config.train.precision
+                        network, state.evaluated, val, config.train.eval_batch_size, config.train.precision, ranks
                     )
                     row["val/loss"] = val_loss
                     row |= {f"val/{name}": value for name, value in val_metrics.compute().items()}
@@ -263,12 +279,14 @@ def fit(
                 if state.num_skipped_steps:
                     row["skipped_steps"] = state.num_skipped_steps
                 row["samples_per_s"] = num_samples / row_s
-                state.elapsed_s = row["elapsed_s"] = time.perf_counter() - began
+                row["elapsed_s"] = time.perf_counter() - began
+                row = ranks.from_first(row)
+                state.elapsed_s = row["elapsed_s"]
                 state.row = {name: finite_or_none(value) for name, value in row.items()}
                 state.scores.append(plan.goal.score(row))
                 state.row["best"] = state.best_is_last
                 state.reset_sums()
-                if state.best_is_last:
+                if state.best_is_last and ranks.first:
                     state.best = state.best_checkpoint(meta)
                 stopped_early = regularizer.early_stop(state.scores)
                 run.append_metrics(state.row)
@@ -277,12 +295,15 @@ def fit(
 
             # checkpoint, stop
             finished = state.step == total_steps or stopped_early
-            if finished or stop.number is not None or plan.save_due(state):
+            if finished or stopping or plan.save_due(state):
                 if not all_finite(parameters):
                     raise not_finite("weights are")
-                state.save(run.checkpoints, meta)
-            if stop.number is not None and not finished:
-                raise Stopped(records.how_to_resume(state.step, total_steps, run.folder), stop.number)
+                state.bring_together(ranks)
+                if ranks.first:
+                    state.save(run.checkpoints, meta)
+            if stopping and not finished:
+                number = ranks.largest(stop.number or 0)
+                raise Stopped(records.how_to_resume(state.step, total_steps, run.folder), number)
 
         run.log(f"finished at step {state.step}: {state.row}")
     return records.summary(run, state, plan.goal, total_steps, epoch_steps, stopped_early)
