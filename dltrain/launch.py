@@ -46,6 +46,11 @@ def place() -> Place:
     return Place(_number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1), _number("GROUP_RANK", 0))
 
 
+def hush_torch() -> None:
+    """Keep torch from writing, with stacks of C++, that a connection broke: an error says it. For before its import."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def check_devices(devices: int) -> None:
     """Raise ConfigError where the processes that are already running are others than `--devices` asks for."""
     size = _number("WORLD_SIZE", 1)

@@ -51,6 +51,8 @@ def fit(
     overrides = overrides_of(set_, device)
     is_auto = str(resume) == "auto"
     is_one_of_several = launch.is_one_of_several()
+    if is_one_of_several:
+        launch.hush_torch()
     with launch.said_once():
         if config is None and (resume is None or is_auto):
             raise ConfigError("fit: needs a CONFIG, or --resume RUN")
