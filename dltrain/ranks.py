@@ -157,8 +157,9 @@ class StepSum:
         pairs = [(room, grad) for room, grad in given if grad is not None]
         if len(pairs) < len(given) or loss is None:
             self._buffer.zero_()
-        if loss is not None:
+        if pairs:
             torch._foreach_copy_([room for room, _ in pairs], [grad for _, grad in pairs])
+        if loss is not None:
             self._loss.copy_(loss)
         clock = elapsed_s if self._ranks.first else 0.0
         self._words.copy_(torch.tensor([clock, stop, *(grad is not None for _, grad in given)]))
@@ -204,7 +205,8 @@ def joined(timeout_s: float = _TIMEOUT_S) -> Iterator[Ranks]:
     except BaseException:
         with _voice_of(_is_first_to_fail(ranks)):
             raise
-    dist.destroy_process_group()
+    finally:
+        dist.destroy_process_group()  # or the threads of gloo may abort the process at its exit
 
 
 class _Lost(TrainingError):
