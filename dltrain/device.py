@@ -28,15 +28,18 @@ _WORTH_THREADS = 10_000_000
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def open_device(name: str) -> torch.device:
-    """Return the device called "auto", "cpu", "cuda" or "cuda:n". Raises ConfigError where there is none such."""
+def open_device(name: str, index: int = 0) -> torch.device:
+    """Return the device called "auto", "cpu", "cuda" or "cuda:n", of those without a number the one with `index`.
+
+    Raises ConfigError where there is none such.
+    """
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", name):
         raise ConfigError(f"device: is '{name}'; possible: auto, cpu, cuda, cuda:1")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = int(name.partition(":")[2] or 0)
+        index = int(name.partition(":")[2] or index)
         if count == 0:
             built = "" if torch.version.cuda else " (this torch is built without CUDA)"
             raise ConfigError(

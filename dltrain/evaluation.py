@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dltrain.losses import count
 from dltrain.memory import in_halves
 from dltrain.metrics import Metrics
 from dltrain.network import Network, restore_network
+from dltrain.ranks import ALONE, Ranks
 from dltrain.run import finite_or_none
 from dltrain.tasks import SequenceTask, Task, Translation
 from dltrain.text_scores import score
@@ -31,11 +33,12 @@ _LARGEST_OUTPUT = 2**24
 
 @torch.no_grad()
 def evaluate_columns(
-    network: Network, model: nn.Module, columns: Columns, precision: str, batch_size: int
+    network: Network, model: nn.Module, columns: Columns, precision: str, batch_size: int, ranks: Ranks = ALONE
 ) -> tuple[float, Metrics]:
     """Return the mean loss over `columns`, per sample or per token, and the metrics; neither depends on `batch_size`.
 
-    `model` is the one of the network, or its averaged form; it is left in the mode in which it came.
+    `model` is the one of the network, or its averaged form; it is left in the mode in which it came. Several processes
+    take batches in turn, and all return the same.
     """
     device = network.device
     metrics = network.metrics()
@@ -43,7 +46,7 @@ def evaluate_columns(
     total = torch.zeros((), dtype=torch.float64, device=device)
     context = autocast(device, precision)
     with evaluating(model):
-        for rows in _batches(columns, batch_size, network.task):
+        for rows in islice(_batches(columns, batch_size, network.task), ranks.index, None, ranks.size):
             inputs, target = columns.batch(rows, device)
             with context:
                 output = model(*network.transform(inputs)).float()
@@ -52,6 +55,10 @@ def evaluate_columns(
             loss_sum += loss.double() * weight
             total += weight
             metrics.update(output, target)
+    if not ranks.alone:
+        sums = metrics.state
+        ranks.add(loss_sum, total, sums)
+        metrics.load(sums)
     return float(loss_sum / total), metrics
 
 

@@ -32,6 +32,7 @@ from dltrain.names import did_you_mean
 from dltrain.network import Network, Transform, build_augmentation, build_network
 from dltrain.optimizers import averages, supports_fused
 from dltrain.parameter_groups import muon_matrices, parameter_groups
+from dltrain.ranks import ALONE, Ranks
 from dltrain.regularization import Mixed, early_stop, gradient_noise, max_norm_, sam_perturb_
 from dltrain.state import State, averaged_copy
 from dltrain.tasks import SequenceTask
@@ -116,22 +117,24 @@ class Goal:
         return self.sign * value if math.isfinite(value) else math.nan
 
 
-def make_plan(builder: Builder, preparation: Preparation = prepare) -> Plan:
-    """Build all that the config of `builder` means, with the data that `preparation` gives.
+def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks = ALONE) -> Plan:
+    """Build all that the config of `builder` means, with the data that `preparation` gives, for one of the `ranks`.
 
     Raises:
         ConfigError: with the place in the config, if its parts do not fit the data or each other.
         DataError: if the data are wrong, with the file, the row and the column.
     """
     config, settings = builder.file.config, builder.file.config.train
-    device = open_device(settings.device)
+    _check_ranks(builder, ranks)
+    device = open_device(settings.device, ranks.local_index)
     set_deterministic(settings.deterministic)
     if settings.compile is True and (missing := missing_compiler(device)):
         raise ConfigError(f"{builder.file.place('train', 'compile')}: is true, and {missing}; set it to auto or false")
     if settings.compile is not True:
         without_compiler()
 
-    data = preparation(builder, raw_targets=needs_raw_targets(builder))
+    raw_targets = needs_raw_targets(builder)
+    data = ranks.one_then_others(lambda: preparation(builder, raw_targets=raw_targets))
     train = _placed(data.splits["train"], device)
     epoch_steps = steps_per_epoch(len(train), settings.batch_size, settings.drop_last)
     budget, val = None, data.splits.get("val")
@@ -162,7 +165,7 @@ def make_plan(builder: Builder, preparation: Preparation = prepare) -> Plan:
         eval_batch_size=settings.eval_batch_size,
     )
     _check_combinations(builder, data, optimizer)
-    _check_smallest_batch(builder, len(train), network, data.facts)
+    _check_smallest_batch(builder, len(train), network, data.facts, ranks.size)
     return Plan(
         device,
         data,
@@ -360,15 +363,38 @@ def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) 
         )
 
 
-def _check_smallest_batch(builder: Builder, num_samples: int, network: Network, facts: dict[str, Any]) -> None:
+def _check_ranks(builder: Builder, ranks: Ranks) -> None:
+    """Raise ConfigError for settings that several processes cannot share."""
+    settings, file = builder.file.config.train, builder.file
+    if settings.batch_size < ranks.size:
+        raise ConfigError(
+            f"{file.place('train', 'batch_size')}: {settings.batch_size} samples of a step cannot be shared by "
+            f"{ranks.size} processes"
+        )
+    if not ranks.alone and settings.duration.unit == "s":
+        raise ConfigError(
+            f"{file.place('train', 'duration')}: is '{settings.duration}', and {ranks.size} processes have no common "
+            "clock; give epochs or steps"
+        )
+    if not ranks.alone and ":" in settings.device:
+        raise ConfigError(
+            f"{file.place('train', 'device')}: is '{settings.device}', and each of {ranks.size} processes has a device "
+            "of its own; use cuda"
+        )
+
+
+def _check_smallest_batch(
+    builder: Builder, num_samples: int, network: Network, facts: dict[str, Any], num_processes: int
+) -> None:
     """Raise ConfigError if a batch of one sample occurs that the model cannot be trained on (batch normalisation)."""
     train = builder.file.config.train
     whole, rest = divmod(num_samples, train.batch_size)
     batches = {train.batch_size} if whole else set()
     if rest and not (whole and train.drop_last):
         batches.add(rest)
+    shares = {batch // num_processes + more for batch in batches for more in (0, batch % num_processes > 0)}
     micro = train.micro_batch_size or train.batch_size
-    if 1 not in {part for batch in batches for part in (min(batch, micro), batch % micro)}:
+    if 1 not in {part for share in shares for part in (min(share, micro), share % micro)}:
         return
     inputs = tuple(x[:1] for x in network.example(facts))
     try:
@@ -377,6 +403,7 @@ def _check_smallest_batch(builder: Builder, num_samples: int, network: Network, 
     except ValueError as error:
         raise ConfigError(
             f"{builder.file.place('train', 'batch_size')}: {num_samples} samples in batches of {train.batch_size} "
+            f"{f'on {num_processes} processes ' if num_processes > 1 else ''}"
             "leave a batch of one, which BatchNorm cannot normalise; set train.drop_last: true or another size"
         ) from error
 

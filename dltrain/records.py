@@ -18,6 +18,7 @@ from dltrain.device import environment
 from dltrain.errors import ConfigError, DataError, Diverged, TrainingError
 from dltrain.listing import flat, read_run, settings_of
 from dltrain.plan import Goal
+from dltrain.ranks import Ranks
 from dltrain.run import Run, find_runs, finite_or_none
 from dltrain.state import State
 
@@ -38,11 +39,43 @@ _MAX_SAMPLES = 16
 _FAR_ABOVE = 9.0
 
 
-def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> Run:
+def open_run(
+    root: Path,
+    resume: Path | None,
+    file: ConfigFile,
+    facts: dict[str, Any],
+    device: torch.device,
+    state: State,
+    ranks: Ranks,
+) -> tuple[Run, str]:
+    """Begin a run, or go on with the one at `resume`: see `begin` and `reopen`.
+
+    Of several processes the first does so. The others learn from it which run it is, take over the state, and write
+    nothing.
+    """
+    run, damage = None, ""
+    if ranks.first:
+        if resume is None:
+            run = begin(root, file, facts, device, ranks.size)
+        else:
+            run, damage = reopen(resume, file, facts, state)
+    folder, resumed = ranks.from_first((str(run.folder) if run is not None else "", resume is not None))
+    if run is None:
+        run = Run(Path(folder))
+        if resumed:
+            path, saved, _ = checkpoints.load_last(run.folder)
+            state.restore(saved, str(path))
+            state.metrics.reset()  # the first process has those of all
+    if not ranks.alone and file.config.train.threads is None:
+        torch.set_num_threads(ranks.from_first(torch.get_num_threads()))
+    return run, damage
+
+
+def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int = 1) -> Run:
     """Make the run directory `root`/name/n, lock it, and write config.yaml, resolved.yaml and environment.json."""
     run = Run.create(root, file.name)
     with run.closed_on_error():
-        describe(run, file, facts, device)
+        describe(run, file, facts, device, num_processes)
     return run
 
 
@@ -88,15 +121,22 @@ def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in MAY_CHANGE}
 
 
-def roll_back(run: Run, state: State, reason: str) -> str:
+def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     """Put the newest checkpoint of an earlier step back into `state`; return what the user is told.
 
-    It becomes the last one. Which it is depends on when checkpoints were written, and so may the weights that follow.
-    Raises Diverged with `reason` where there is none, or after too many times.
+    It becomes the last one, which other processes than the first then take over. Which it is depends on when
+    checkpoints were written, and so may the weights that follow. Raises Diverged with `reason` where there is none, or
+    after too many times.
     """
     if state.num_rollbacks >= MAX_ROLLBACKS:
         raise Diverged(f"{reason}; {MAX_ROLLBACKS} rollbacks are enough")
     failed_at, num_rollbacks = state.step, state.num_rollbacks + 1
+    if not ranks.first:
+        told = ranks.from_first("")
+        state.restore(checkpoints.load(run.checkpoints / LAST), str(run.checkpoints / LAST))
+        state.num_rollbacks = num_rollbacks
+        state.metrics.reset()
+        return told
     for path in (run.checkpoints / LAST, run.checkpoints / PREVIOUS):
         if path.exists() and (saved := checkpoints.load(path)).meta["step"] < failed_at:
             break
@@ -108,14 +148,15 @@ def roll_back(run: Run, state: State, reason: str) -> str:
     run.cut_metrics(state.step)
     told = f"step {failed_at}: not finite; back to step {state.step} with {state.lr_factor:g} of the learning rate"
     run.log(told)
-    return told
+    return ranks.from_first(told)
 
 
-def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device) -> None:
+def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int) -> None:
     """Write config.yaml, resolved.yaml and environment.json."""
     run.write("config.yaml", file.text)
     run.write("resolved.yaml", resolved_text(file))
-    host = {**environment(device), "num_samples": facts["num_samples"], "set": file.changes}
+    host = {**environment(device), "num_processes": num_processes}
+    host |= {"num_samples": facts["num_samples"], "set": file.changes}
     run.write("environment.json", json.dumps(host, indent=2) + "\n")
 
 
@@ -178,15 +219,16 @@ def not_finite(
     )
 
 
-def beginning(verb: str, step: int, length: str, device: torch.device) -> str:
+def beginning(verb: str, step: int, length: str, device: torch.device, ranks: Ranks) -> str:
     """Return the first line of a process in the log: "start" or "resume", where, and all that its numbers depend on."""
     host = environment(device)
     versions = ", ".join(f"{name} {host[name]}" for name in ("dltrain", "torch", "python", "platform"))
     where = f"host {host['host']} ({host['device']}), process {os.getpid()}, {host['num_threads']} threads"
-    return f"{verb} at step {step} of {length} on {device}; {versions}; {where}"
+    devices = f"{device}" if ranks.alone else f"{ranks.size} processes on {device.type}"
+    return f"{verb} at step {step} of {length} on {devices}; {versions}; {where}"
 
 
-def halve(run: Run, state: State, name: str, size: int, failure: str) -> str:
+def halve(run: Run, state: State, name: str, size: int, failure: str, ranks: Ranks) -> str:
     """Let a run that memory ran out in go on with `size` samples at once; return what the user is told.
 
     `name` is "micro_batch_size" or "eval_batch_size". Raises TrainingError where that would change the result.
@@ -195,6 +237,11 @@ def halve(run: Run, state: State, name: str, size: int, failure: str) -> str:
         raise TrainingError(
             f"out of memory: {failure}; BatchNorm takes its statistics of a micro-batch, so a smaller one would change "
             f"the result: set train.micro_batch_size: {size} if it may, or choose a smaller train.batch_size or model"
+        )
+    if name == "eval_batch_size" and not ranks.alone:
+        raise TrainingError(
+            f"out of memory in an evaluation: {failure}; the processes share it by whole batches: set "
+            f"train.eval_batch_size: {size}"
         )
     setattr(state, name, size)
     told = f"step {state.step}: out of memory; going on with a {name} of {size}, which add up to the same"

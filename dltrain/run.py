@@ -25,9 +25,9 @@ _LOCK_PAUSE_S = 0.01
 
 
 class Run:
-    """An open run directory, locked by this process."""
+    """An open run directory, locked by this process; or another process's, in which this one writes nothing."""
 
-    def __init__(self, folder: Path, lock: IO[str]) -> None:
+    def __init__(self, folder: Path, lock: IO[str] | None = None) -> None:
         self.folder = folder
         self._lock = lock
 
@@ -72,7 +72,13 @@ class Run:
 
     def close(self) -> None:
         """Let go of the lock."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this process writes into it."""
+        return self._lock is not None
 
     @property
     def checkpoints(self) -> Path:
@@ -86,11 +92,15 @@ class Run:
 
     def log(self, message: str) -> None:
         """Append a line with the time to log.txt."""
+        if not self.is_written:
+            return
         with writing(self.folder / "log.txt") as path, path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; values that are not finite become null."""
+        if not self.is_written:
+            return
         with writing(self.folder / _METRICS) as path, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: finite_or_none(value) for key, value in row.items()}) + "\n")
 

@@ -17,6 +17,7 @@ from dltrain import checkpoint as checkpoints
 from dltrain.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
 from dltrain.metrics import Metrics
 from dltrain.optimizers import averages
+from dltrain.ranks import Ranks
 
 _SUMS = ("loss_sum", "penalty_sum", "weight_sum")
 
@@ -104,6 +105,17 @@ class State:
             cast(Any, self.optimizer).average_into([targets[names[p]] for p in in_order])
             for target, buffer in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
                 target.copy_(buffer)
+
+    def bring_together(self, ranks: Ranks) -> None:
+        """Give all processes the buffers of the first, such as batch statistics, and the first the metrics of all."""
+        if ranks.alone:
+            return
+        ranks.take_from_first(self.model.buffers())
+        if self.averaged is not None:
+            ranks.take_from_first(self.averaged.buffers())
+        sums = self.metrics.state
+        ranks.add(sums)
+        self.metrics.load(sums if ranks.first else torch.zeros_like(sums))
 
     def reset_sums(self) -> None:
         """Begin a new line of metrics."""

@@ -33,6 +33,7 @@ from dltrain.losses import count
 from dltrain.memory import in_halves
 from dltrain.optimizers import update_function
 from dltrain.plan import Preparation, make_plan
+from dltrain.ranks import ALONE, Ranks, StepSum
 from dltrain.regularization import Mixed, average_, sam_restore_
 from dltrain.run import finite_or_none
 from dltrain.seeds import AUGMENTATION, NOISE, STEP, seed_everything, seed_of
@@ -56,6 +57,7 @@ def fit(
     trusted: Sequence[str] | None = None,
     preparation: Preparation = prepare,
     curves: bool = True,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train the model of a config and return a summary: run, step, epoch, metrics, best, seconds.
 
@@ -68,16 +70,17 @@ def fit(
         trusted: None if the user gave the config; else the code named by it that may run (see `Builder`).
         preparation: gives the data; several trainings on the same data can share them.
         curves: whether curves.png is drawn, which takes longer than a small training.
+        ranks: this process among those that train the model; each calls `fit`, and only the first speaks and writes.
 
     Raises:
         ConfigError, DataError, CheckpointError: before anything is trained.
         TrainingError: if the loss is not finite or memory runs out.
         Stopped: after a signal, with the checkpoint saved.
     """
-    config, progress = file.config, progress or Progress("off")
+    config, progress = file.config, progress if progress and ranks.first else Progress("off")
 
     # ---- 1. What the config means: data, model, loss, optimizer, schedule, regularization ---------------------------
-    plan = make_plan(Builder(file, trusted), preparation)
+    plan = make_plan(Builder(file, trusted), preparation, ranks)
     device, train, val, network = plan.device, plan.train, plan.data.splits.get("val"), plan.network
     state, regularizer = plan.state, plan.regularizer
     model, optimizer = state.model, state.optimizer
@@ -85,15 +88,13 @@ def fit(
     epoch_steps, budget = plan.epoch_steps, plan.budget
 
     # ---- 2. The run directory: a new one, or one to go on with ------------------------------------------------------
-    if resume is None:
-        run, damage = records.begin(Path(root), file, plan.data.facts, device), ""
-    else:
-        run, damage = records.reopen(Path(resume), file, plan.data.facts, state)
+    going_on = None if resume is None else Path(resume)
+    run, damage = records.open_run(Path(root), going_on, file, plan.data.facts, device, state, ranks)
     if budget is not None:
         has_ended = state.row.get("step") == state.step
         state.total_steps = budget.begin(state.step, state.elapsed_s, has_ended=has_ended)
     meta = records.meta(file, plan.data.facts, run.folder)
-    run.log(records.beginning("start" if resume is None else "resume", state.step, plan.length, device))
+    run.log(records.beginning("start" if resume is None else "resume", state.step, plan.length, device, ranks))
     for note in plan.data.notes:
         run.log(f"note: {note}")
     progress.begin(run.folder, plan)
@@ -128,13 +129,17 @@ def fit(
     measures = regularizer.mix is None and not isinstance(network.task, SequenceTask)  # outputs against targets
     on_nonfinite = config.train.on_nonfinite
     steps_between_looks = 1 if on_nonfinite == "skip" else _STEPS_BETWEEN_LOOKS[device.type]
+    add_up = None if ranks.alone else StepSum(ranks, parameters)
+    # What depends on the other samples of a batch is done to the whole of it; else each process takes its inputs alone.
+    needs_whole = bool(plan.augment) or regularizer.mix is not None or lengths is not None
 
     def gradients(
         size: int, inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
     ) -> tuple[Tensor, Tensor | None, Any]:
         """Leave the gradient of loss + penalty in `.grad`; return loss, penalty, and the weight of the loss in sums.
 
-        Micro-batches of `size` samples add up to the whole batch: each counts by its share of the targets.
+        `inputs` are of this process's share of the batch. Micro-batches of `size` samples, and the shares of other
+        processes, add up to the whole batch: each counts by its share of the targets.
         """
         weight = count(network.loss, target)
 
@@ -146,12 +151,14 @@ def fit(
             parameter.grad = None
         if measure:
             outputs.clear()
+        share = ranks.share(len(target))
         loss: Any = None
-        for at in range(0, len(target), size):
-            part = slice(at, at + size)
+        for at in range(share.start, share.stop, size):
+            part = slice(at, min(at + size, share.stop))
             part_inputs, part_target = inputs, target
-            if size < len(target):
-                part_inputs, part_target = tuple(x[part] for x in inputs), target[part]
+            if part.stop - part.start < len(target):
+                own = slice(part.start - share.start, part.stop - share.start)
+                part_inputs, part_target = tuple(x[own] for x in inputs), target[part]
             with context:
                 output = forward(*part_inputs).float()
                 part_loss = loss_of(output, part_target)
@@ -162,6 +169,8 @@ def fit(
             loss = part_loss.detach() if loss is None else loss + part_loss.detach()
             if measure:
                 outputs.append((output.detach(), part_target))
+        if add_up is not None:
+            loss = add_up(loss, time.perf_counter() - began, stop.number is not None)
         if not penalties:
             return loss, None, weight
         penalty: Any = sum(term() for term in penalties)
@@ -170,16 +179,17 @@ def fit(
 
     def halved(name: str, size: int, failure: str) -> None:
         """Let the run go on with fewer samples at once, from the same random numbers."""
-        progress.say(records.halve(run, state, name, size, failure))
-        seed_everything(device, config.seed, STEP, state.step)
+        progress.say(records.halve(run, state, name, size, failure, ranks))
+        seed_everything(device, config.seed, STEP, state.step, *ranks.salt)
 
     smaller_micro_batch, smaller_eval_batch = partial(halved, "micro_batch_size"), partial(halved, "eval_batch_size")
 
     def not_finite(what: str) -> Diverged:
         """Return the error that ends the run; what was best so far is kept."""
         state.save_best(run.checkpoints)
-        seed_everything(device, config.seed, STEP, state.step)
-        where, lr = first_not_finite(model, inputs), plan.lr * factor
+        seed_everything(device, config.seed, STEP, state.step, *ranks.salt)
+        where = ranks.first_text(first_not_finite(model, inputs) if len(inputs[0]) else "")
+        lr = plan.lr * factor
         return Diverged(records.not_finite(what, where, samples.tolist(), state, lr, epoch_steps, run))
 
     # ---- 4. The loop ------------------------------------------------------------------------------------------------
@@ -201,8 +211,9 @@ def fit(
             if read_ahead is not None:
                 read_ahead(order, batch * batch_size)
             samples = order[batch * batch_size : (batch + 1) * batch_size]
-            inputs, target = batch_of(samples, device)
-            seed_everything(device, config.seed, STEP, state.step)
+            share = ranks.share(len(samples))
+            inputs, target = batch_of(samples, device, None if needs_whole or ranks.alone else samples[share])
+            seed_everything(device, config.seed, STEP, state.step, *ranks.salt)
             inputs, mixed = network.transform(inputs), None
             if plan.augment or regularizer.mix is not None:
                 rng.manual_seed(seed_of(config.seed, AUGMENTATION, state.step))
@@ -211,6 +222,8 @@ def fit(
             if regularizer.mix is not None:
                 mixed = regularizer.mix(inputs, rng)
                 inputs = mixed.inputs
+            if needs_whole and not ranks.alone:
+                inputs = tuple(x[share] for x in inputs)
 
             # forward, loss, penalty, backward
             factor = plan.schedule(*plan.progress(state)) * state.lr_factor
@@ -234,7 +247,7 @@ def fit(
             if bad and (on_nonfinite == "stop" or skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW):
                 raise not_finite(bad)
             if bad and on_nonfinite == "rollback":
-                progress.say(records.roll_back(run, state, str(not_finite(bad))))
+                progress.say(records.roll_back(run, state, str(not_finite(bad)), ranks))
                 order, num_samples, row_began_s = torch.empty(0), 0, state.elapsed_s
                 began = time.perf_counter() - state.elapsed_s
                 continue
@@ -264,7 +277,8 @@ def fit(
                     state.penalty_sum += penalty * weight
             num_samples += len(target)
             state.step += 1
-            state.elapsed_s = updated_s = time.perf_counter() - began
+            state.elapsed_s = updated_s = time.perf_counter() - began if add_up is None else add_up.elapsed_s
+            stopping = stop.number is not None if add_up is None else add_up.stop
             if budget is not None:
                 state.total_steps = budget.total_steps(state.step, state.elapsed_s)
             progress.step(state)
@@ -283,11 +297,14 @@ def fit(
                 row["train/loss"] = loss_sum / weight_sum if weight_sum else math.nan
                 if regularizer.penalties:
                     row["train/penalty"] = state.penalty_sum.item() / weight_sum if weight_sum else math.nan
+                state.refresh_average()
+                state.bring_together(ranks)
                 if measures:
                     row |= {f"train/{name}": value for name, value in state.metrics.compute().items()}
-                state.refresh_average()
                 if val is not None:
-                    evaluate = partial(evaluate_columns, network, state.evaluated, val, config.train.precision)
+                    evaluate = partial(
+                        evaluate_columns, network, state.evaluated, val, config.train.precision, ranks=ranks
+                    )
                     val_loss, val_metrics = in_halves(evaluate, state.eval_batch_size, smaller_eval_batch)
                     row["val/loss"] = val_loss
                     row |= {f"val/{name}": value for name, value in val_metrics.compute().items()}
@@ -298,12 +315,14 @@ def fit(
                 if diverging := records.divergence(run, state, row["train/loss"]):
                     progress.say(diverging)
                 row["samples_per_s"] = num_samples / row_s
-                state.elapsed_s = row["elapsed_s"] = time.perf_counter() - began
+                row["elapsed_s"] = time.perf_counter() - began
+                row = ranks.from_first(row)
+                state.elapsed_s = row["elapsed_s"]
                 state.row = {name: finite_or_none(value) for name, value in row.items()}
                 state.scores.append(plan.goal.score(row))
                 state.row["best"] = state.best_is_last
                 state.reset_sums()
-                if state.best_is_last:
+                if state.best_is_last and ranks.first:
                     state.best = state.best_checkpoint(meta)
                 stopped_early = regularizer.early_stop(state.scores)
                 run.append_metrics(state.row)
@@ -312,15 +331,17 @@ def fit(
 
             # checkpoint, stop
             finished = state.step == state.total_steps or stopped_early
-            if finished or stop.number is not None or plan.save_due(state):
+            if finished or stopping or plan.save_due(state):
                 if not all_finite(parameters):
                     raise not_finite("weights are")
-                state.save(run.checkpoints, meta)
+                state.bring_together(ranks)
+                if ranks.first:
+                    state.save(run.checkpoints, meta)
             if budget is not None:
                 now_s = time.perf_counter() - began
                 budget.ends_step(now_s, now_s - updated_s if state.row.get("step") == state.step else None)
-            if stop.number is not None and not finished:
-                raise Stopped(records.how_to_resume(state, run.folder), stop.number)
+            if stopping and not finished:
+                raise Stopped(records.how_to_resume(state, run.folder), ranks.largest(stop.number or 0))
 
         run.log(f"finished at step {state.step}: {state.row}")
     return records.summary(run, state, plan.goal, epoch_steps, stopped_early)

@@ -15,6 +15,7 @@ FILES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for pat
 
 LAYERS = [
     ["__init__", "errors", "signals", "names"],
+    ["launch"],
     ["config.schema.base"],
     ["config.durations"],
     ["config.schema"],
@@ -40,6 +41,7 @@ LAYERS = [
     ["data.division"],
     ["data.prepare"],
     ["device", "checkpoint", "run"],
+    ["ranks"],
     ["network", "state", "curves", "listing"],
     ["plan"],
     ["evaluation", "prediction", "inspection", "records", "profiling", "compilation"],
@@ -51,8 +53,8 @@ LAYERS = [
 ]
 """From the ground up: files and packages. One may import what stands in a line above, and within its own package."""
 
-COMPONENTS = LAYERS[8]
-WITHOUT_TORCH = {name for layer in LAYERS[:7] for name in layer} | {"cli", "__main__"}
+COMPONENTS = LAYERS[9]
+WITHOUT_TORCH = {name for layer in LAYERS[:8] for name in layer} | {"cli", "__main__"}
 HEAVY = {
     *("torch", "numpy", "sklearn", "pyarrow", "PIL", "matplotlib", "safetensors"),
     *("soundfile", "soxr", "tokenizers", "sacrebleu", "optuna", "scipy"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dltrain import launch
 from dltrain.cli.options import DeviceOption, JsonOption, SetOption, TrustOption, overrides_of, print_json
 from dltrain.errors import ConfigError
 
@@ -48,39 +49,62 @@ def fit(
         bool, typer.Option("--profile", help="Measure some steps: say where their time goes, and write a trace.")
     ] = False,
     trust: TrustOption = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Train on N devices or CPU processes of this machine, a process each."),
+    ] = None,
 ) -> None:
     """Train a model and write checkpoints and metrics into a new run directory."""
     overrides = overrides_of(set_, device)
     is_auto = str(resume) == "auto"
-    if config is None and (resume is None or is_auto):
-        raise ConfigError("fit: needs a CONFIG, or --resume RUN")
-    if resume is not None and (seeds or (tag and not is_auto)):
-        raise ConfigError("--resume: a resumed run keeps its tags and its seed; leave --tag and --seeds out")
-    if seeds and profile:
-        raise ConfigError("--profile: is of one training; leave --seeds out")
-    if profile:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch is imported; it would write to stderr
-    from dltrain import listing
+    is_one_of_several = launch.is_one_of_several()
+    if is_one_of_several:
+        launch.hush_torch()
+    with launch.said_once():
+        if config is None and (resume is None or is_auto):
+            raise ConfigError("fit: needs a CONFIG, or --resume RUN")
+        if resume is not None and (seeds or (tag and not is_auto)):
+            raise ConfigError("--resume: a resumed run keeps its tags and its seed; leave --tag and --seeds out")
+        if seeds and (is_one_of_several or devices):
+            raise ConfigError("--seeds: trains one model after the other, each on one process; leave --devices out")
+        if seeds and profile:
+            raise ConfigError("--profile: is of one training; leave --seeds out")
+        if devices is not None and is_one_of_several:
+            launch.check_devices(devices)
+        if profile:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read as torch is imported; it would write to stderr
+        from dltrain import listing
 
-    tags = listing.read_tags(tag or [])
-    if seeds is not None:
-        assert config is not None
-        _fit_seeds(config, overrides, seeds, out, tags, json_, quiet)
-        return
-    file, trusted = _config_of_fit(config, resume, overrides, trust)
-    if is_auto:
-        from dltrain.records import newest_unfinished
-
-        resume = newest_unfinished(out, file)
+        tags = listing.read_tags(tag or [])
+        if seeds is not None:
+            assert config is not None
+            _fit_seeds(config, overrides, seeds, out, tags, json_, quiet)
+            return
+        file, trusted = _config_of_fit(config, resume, overrides, trust)
+    if devices is not None and devices > 1 and not is_one_of_several:
+        raise typer.Exit(launch.launch(devices))
     from dltrain.console import Progress
+    from dltrain.ranks import joined
     from dltrain.train import fit
 
     _prepare_to_train(quiet)
     progress = Progress("off" if quiet else "on")
-    with _profile(progress.say) if profile else nullcontext() as watcher:
+    with joined() as ranks, _profile(progress.say) if profile and ranks.first else nullcontext() as watcher:
+        if is_auto:
+            from dltrain.records import newest_unfinished
+
+            resume = newest_unfinished(out, file) if ranks.first else None  # the others are told
         summary = fit(
-            listing.tagged(file, tags), root=out, resume=resume, progress=progress, watcher=watcher, trusted=trusted
+            listing.tagged(file, tags),
+            root=out,
+            resume=resume,
+            progress=progress,
+            watcher=watcher,
+            trusted=trusted,
+            ranks=ranks,
         )
+    if not ranks.first:
+        return
     summary |= {"set": file.changes, "tags": listing.read_run(Path(summary["run"])).tags}
     if json_:
         print_json(summary)
@@ -156,7 +180,7 @@ def _config_of_fit(
     from dltrain.run import is_locked
 
     assert resume is not None
-    if is_locked(resume):
+    if is_locked(resume) and not launch.is_one_of_several():  # then it may be the first of them
         raise ConfigError(f"--resume {resume}: another process is at work in this run directory")
     path, saved, _ = checkpoints.load_last(resume)
     file = config_of(saved, str(path), overrides)

@@ -125,14 +125,18 @@ class Columns:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def batch(self, indices: Tensor | slice, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor]:
+    def batch(
+        self, indices: Tensor | slice, device: torch.device, inputs_of: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return (inputs, target) on `device` of the labelled samples at `indices` (int64): one gather a column.
 
         They are no part of the columns, which may be memory that cannot be written to: a model may work in place.
+        With `inputs_of` the inputs are those of other samples, such as a share of the batch.
         """
         assert self.target is not None
         copy = isinstance(indices, slice)  # of a tensor it gives a view
-        inputs = tuple(x[indices].to(device, copy=copy) for x in self.inputs)
+        chosen = indices if inputs_of is None else inputs_of
+        inputs = tuple(x[chosen].to(device, copy=copy) for x in self.inputs)
         return inputs, self.target[indices].to(device, copy=copy)
 
     def to(self, device: torch.device) -> Columns:

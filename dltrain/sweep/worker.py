@@ -7,7 +7,6 @@ cost little more than its steps.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -31,6 +30,7 @@ from dltrain.metrics import HIGHER_IS_BETTER
 from dltrain.names import did_you_mean, first_line
 from dltrain.plan import Plan, make_plan
 from dltrain.run import read_metrics
+from dltrain.signals import die_with
 from dltrain.state import State
 from dltrain.sweep.journal import finite
 from dltrain.sweep.space import SPACE, trial_file
@@ -41,7 +41,6 @@ OUTPUT = "workers.log"
 OF_TRAINING = ("elapsed_s", "num_parameters")
 """Objectives that are no metrics; less is better."""
 _MAX_PREPARED = 4
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -218,10 +217,7 @@ def _belong_to(parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with(parent)
 
 
 def _write_output_to(path: Path) -> Path:
