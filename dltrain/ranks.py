@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -187,6 +188,10 @@ def joined(timeout_s: float = _TIMEOUT_S) -> Iterator[Ranks]:
     on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     with _voice_of(place.local_index == 0), _connected():
         store, index, size = cast(Any, next(rendezvous("env://", timeout=timeout)))
+        if size == place.num_local:
+            # torchrun keeps its store when it starts processes anew, and with it the addresses of those that have died.
+            # On several hosts the counts of restarts may differ.
+            store = distributed_c10d.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=index, world_size=size, timeout=timeout)
     ranks = Ranks(index, size, place.local_index, place.machine, distributed_c10d.PrefixStore("dltrain", store))
