@@ -177,6 +177,10 @@ def fit(
         backward(scaled(penalty))
         return loss, penalty.detach(), weight
 
+    def is_stopping() -> bool:
+        """Return whether a signal asks for an end: by now, or of several processes, as all had agreed in the step."""
+        return stop.number is not None if add_up is None else add_up.stop
+
     def halved(name: str, size: int, failure: str) -> None:
         """Let the run go on with fewer samples at once, from the same random numbers."""
         progress.say(records.halve(run, state, name, size, failure, ranks))
@@ -278,7 +282,6 @@ def fit(
             num_samples += len(target)
             state.step += 1
             state.elapsed_s = updated_s = time.perf_counter() - began if add_up is None else add_up.elapsed_s
-            stopping = stop.number is not None if add_up is None else add_up.stop
             if budget is not None:
                 state.total_steps = budget.total_steps(state.step, state.elapsed_s)
             progress.step(state)
@@ -331,7 +334,7 @@ def fit(
 
             # checkpoint, stop
             finished = state.step == state.total_steps or stopped_early
-            if finished or stopping or plan.save_due(state):
+            if finished or is_stopping() or plan.save_due(state):
                 if not all_finite(parameters):
                     raise not_finite("weights are")
                 state.bring_together(ranks)
@@ -340,7 +343,7 @@ def fit(
             if budget is not None:
                 now_s = time.perf_counter() - began
                 budget.ends_step(now_s, now_s - updated_s if state.row.get("step") == state.step else None)
-            if stopping and not finished:
+            if is_stopping() and not finished:
                 raise Stopped(records.how_to_resume(state, run.folder), ranks.largest(stop.number or 0))
 
         run.log(f"finished at step {state.step}: {state.row}")
