@@ -136,8 +136,8 @@ class Columns:
         assert self.target is not None
         copy = isinstance(indices, slice)  # of a tensor it gives a view
         chosen = indices if inputs_of is None else inputs_of
-        inputs = tuple(x[chosen].to(device, copy=copy) for x in self.inputs)
-        return inputs, self.target[indices].to(device, copy=copy)
+        inputs = tuple(_gathered(x, chosen).to(device, copy=copy) for x in self.inputs)
+        return inputs, _gathered(self.target, indices).to(device, copy=copy)
 
     def to(self, device: torch.device) -> Columns:
         """Return the columns on `device`. Only for tensors: the lengths of sequences are needed on the CPU."""
@@ -171,6 +171,13 @@ class Columns:
     def all(self) -> tuple[Column, ...]:
         """Inputs, and the target if there is one."""
         return self.inputs if self.target is None else (*self.inputs, self.target)
+
+
+def _gathered(column: Column, indices: Tensor | slice) -> Tensor:
+    """Return the samples at `indices`."""
+    if isinstance(column, Tensor) and isinstance(indices, Tensor):
+        return column.index_select(0, indices)  # a tenth faster than column[indices]: benchmarks/LOG.md
+    return column[indices]
 
 
 def _tensor(column: Column) -> Tensor:
