@@ -38,10 +38,10 @@ configs: data  ## train every shipped config in full and compare with its expect
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
-hashed:  ## install what make test needs, each file checked by its SHA-256: for CI (Linux on x86-64, Python 3.11)
+hashed:  ## install what make test needs, each file but torch's checked by its SHA-256: for CI (Linux on x86-64, Python 3.11)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-ci.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-ci.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test]'
 	touch .venv/installed .venv/installed-test
 
 pins: .venv/installed-test  ## write requirements-ci.txt anew, after a change to pyproject.toml or constraints.txt

@@ -9,13 +9,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parents[1]
 PINS = FOLDER / "requirements-ci.txt"
 HEAD = """\
 # What CI installs, for Linux on x86-64 and Python 3.11: written by `make pins` from pyproject.toml and constraints.txt.
-# pip takes no file whose SHA-256 is not here. torch is the wheel for CPUs alone, which CI finds among its local files;
-# the one of the package index asks for CUDA's packages besides. Elsewhere: constraints.txt, as make test does.
+# pip takes no other file for these. torch is not among them: one version of it has several builds (for CPUs alone, for
+# CUDA with packages of its own), and which one there is depends on the machine. constraints.txt has its version.
 """
 BUILD = ["hatchling", "editables"]  # what builds dltrain itself, which --no-build-isolation takes from here
 
@@ -28,10 +29,16 @@ def hashes_now() -> dict[str, str]:
     found = {}
     for item in report["install"]:
         archive, metadata = item["download_info"].get("archive_info"), item["metadata"]
-        if archive is not None:  # else dltrain itself
+        if archive is not None and not _is_torchs(item):  # else dltrain itself
             version = metadata["version"].partition("+")[0]  # "2.13.0+cpu" is a 2.13.0
             found[f"{metadata['name'].lower()}=={version}"] = archive["hashes"]["sha256"]
     return found
+
+
+def _is_torchs(item: dict[str, Any]) -> bool:
+    """Return whether this is torch, or one of what its build for CUDA brings along."""
+    name = item["metadata"]["name"].lower()
+    return name in {"torch", "triton"} or name.startswith(("nvidia", "cuda"))
 
 
 def main() -> None:
