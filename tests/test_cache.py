@@ -561,7 +561,9 @@ SCRIPT = """
 import json, os, resource, sys, time
 import torch
 torch.set_num_threads(1)
-resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+limit = 2**30 + max(0, used - 2**18) * 2**10  # torch's build for CUDA takes more than 256 MiB itself
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 from dltrain.config.validate import load_config
 from dltrain.train import fit
 import threading
@@ -624,9 +626,10 @@ def test_a_table_larger_than_the_memory_is_trained_on(tmp_path: Path) -> None:
         "train: {duration: 300 steps, evaluate_every: 300 steps, eval_batch_size: 8192, device: cpu, sampler: blocks}\n"
     )
     losses = []
+    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
     for _ in range(2):
         command = [sys.executable, "-c", SCRIPT]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         losses.append(json.loads(done.stdout)["loss"])
     assert losses[0] == losses[1] < 0.6

@@ -120,6 +120,8 @@ def main() -> None:
         if not is_users(error):
             raise
         _end(f"your own code failed: {user_failure(error)}", ConfigError.exit_code)
+    finally:
+        _let_go_of_stderr()
 
 
 def _prepare_streams() -> None:
@@ -131,6 +133,14 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the whole process)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_stderr() -> None:
+    """Keep what can no longer be shown, as on a full disk, from becoming the exit code of a command that succeeded."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _end(message: str, code: int) -> None:
