@@ -39,10 +39,10 @@ class Trained:
 
 
 def dltrain(work: Work, folder: Path, out: Path) -> Trained:
-    """Train from a YAML file, as a user of the Python interface does."""
+    """Train from a YAML file, as a user of the Python interface does; a checkpoint comes at the end alone."""
     from dltrain import fit, load_config
 
-    overrides = [f"train.{key}={work.steps} steps" for key in ("duration", "evaluate_every")]
+    overrides = [f"train.{key}={work.steps} steps" for key in ("duration", "evaluate_every", "checkpoint_every")]
     run = Path(fit(load_config(folder / CONFIG, overrides), root=out / "runs")["run"])
     last_row = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     return Trained(json.loads(last_row)["elapsed_s"], run / "checkpoints" / "last.safetensors")
