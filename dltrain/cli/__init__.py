@@ -42,28 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as optimizer.lr=0.1."),
-]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-TrustOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FILE", help="Code named by a checkpoint that may run: a .py file or a module."),
-]
-
-
-app = typer.Typer(
-    name="dltrain",
-    cls=_Commands,
-    help="Train a neural network from one YAML file.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 _TWO_WORDS = {sweeps.plan: "sweep plan", sweeps.best: "sweep best", sweeps.report: "sweep report"}
 for _command in (
     training.fit,
