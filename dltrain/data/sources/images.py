@@ -126,13 +126,13 @@ class Images:
         return fingerprint_files(self.files(path))
 
     def _list(self, path: str) -> LabelledFiles:
-        is_own = path == self.path or os.path.isfile(path)  # a folder of a split has no columns
         return list_labelled(
             path,
             IMAGES,
-            path_column=self.path_column if is_own else None,
-            target=self.target if is_own else None,
-            split_column=self.split_column if is_own else None,
+            own_path=self.path,
+            path_column=self.path_column,
+            target=self.target,
+            split_column=self.split_column,
         )
 
     def _check_readable(

@@ -47,19 +47,26 @@ class LabelledFiles:
 
 
 def list_labelled(
-    path: str, kind: FileKind, *, path_column: str | None, target: str | Sequence[str] | None, split_column: str | None
+    path: str,
+    kind: FileKind,
+    *,
+    own_path: str,
+    path_column: str | None,
+    target: str | Sequence[str] | None,
+    split_column: str | None,
 ) -> LabelledFiles:
     """List the files of a folder as `list_folder` does, or of a CSV of paths as `list_csv` does.
 
-    Columns that are None have their usual names, "path" and "label", or are not there. Raises ConfigError for a
-    column of a folder, and DataError if there is nothing at `path`.
+    Columns that are None have their usual names, "path" and "label", or are not there. They are for what is at
+    `own_path`, the config's; a folder elsewhere, such as one of a split, has none. Raises ConfigError for a column of
+    a folder at `own_path`, and DataError if there is nothing at `path`.
     """
     if os.path.isfile(path):
         return list_csv(path, path_column or "path", target or "label", split_column)
     if not os.path.isdir(path):
         raise DataError(f"{path}: no such file or folder")
     for setting, given in (("path_column", path_column), ("target", target), ("split_column", split_column)):
-        if given is not None:
+        if given is not None and path == own_path:
             raise ConfigError(f"{setting}: is for a CSV of paths, and {path} is a folder; remove it")
     return list_folder(path, kind)
 
