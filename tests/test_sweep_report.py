@@ -308,3 +308,12 @@ def test_the_command_writes_the_newest_sweeps_report(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{folder.relative_to(tmp_path)}/report.html\n"
     assert "0.9" in (folder / "report.html").read_text()
+
+
+def test_the_command_that_trains_the_best_again_has_what_the_sweep_was_given(tmp_path: Path) -> None:
+    """With `dltrain sweep --set train.duration=...` a trial's training is as long as that, not as the file says."""
+    given = ["sweep.trials=8", "train.duration=2 epochs"]
+    folder = made_up(tmp_path, finished(1, 0.9, lr=0.01), set=given)
+    page = write_report(folder).read_text()
+    assert "--set &#x27;train.duration=2 epochs&#x27; --set optimizer.lr=0.01" in page
+    assert "sweep.trials=8" not in page

@@ -13,7 +13,7 @@ from typing import Literal
 from dltrain.config.validate import ConfigFile
 from dltrain.errors import ConfigError
 from dltrain.sweep.points import OWN, num_trials, point
-from dltrain.sweep.space import SPACE, options_of, settings_of
+from dltrain.sweep.space import SPACE, options_of, options_of_trainings, settings_of
 
 Format = Literal["lines", "slurm", "parallel"]
 
@@ -65,7 +65,7 @@ def commands(file: ConfigFile, config: str) -> list[str]:
             f"{file.place(SPACE[0], 'pruner')}: is {settings.pruner}, which compares trials while they run; "
             "those of a plan know nothing of each other; possible: none"
         )
-    own = [option for option in file.overrides if not option.strip().startswith(f"{SPACE[0]}.")]
+    own = options_of_trainings(file)
     lines = []
     for number in range(1, num_trials(settings) + 1):
         options = [*own, *options_of(point(settings, file.config.seed, number))]

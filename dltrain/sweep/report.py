@@ -27,7 +27,7 @@ from dltrain.sweep.folder import CONFIG, config_of
 from dltrain.sweep.importance import NUM_NEEDED, importance
 from dltrain.sweep.journal import Trial, read_events
 from dltrain.sweep.points import num_trials
-from dltrain.sweep.space import options_of, text_of
+from dltrain.sweep.space import options_of, options_of_trainings, text_of
 
 REPORT = "report.html"
 _LONGEST_ERROR = 120
@@ -118,8 +118,8 @@ def _best(facts: Facts) -> str:
     boxes = ""
     if facts.best:
         best = facts.best[0]
-        run = _shown(facts.folder / best.runs[0].folder)
-        options = " ".join(f"--set {shlex.quote(option)}" for option in options_of(best.params))
+        run, own = _shown(facts.folder / best.runs[0].folder), options_of_trainings(facts.file)
+        options = " ".join(f"--set {shlex.quote(option)}" for option in own + options_of(best.params))
         commands.append(("Look at the best run", f"dltrain evaluate {shlex.quote(run)}"))
         commands.append(("Train it again", f"dltrain fit {shlex.quote(str(facts.file.document.name))} {options}"))
         others = f", the first of {len(facts.best)} on the front" if len(facts.objectives) > 1 else ""

@@ -58,9 +58,14 @@ def trial_file(file: ConfigFile, options: Sequence[str]) -> ConfigFile:
     """
     document = copy.deepcopy(file.document)
     document.value.pop(SPACE[0], None)
-    own = [option for option in file.overrides if not option.strip().startswith(f"{SPACE[0]}.")]
+    own = options_of_trainings(file)
     override(document, options)
     return ConfigFile(validate(document), document, file.folder, file.text, (*own, *options))
+
+
+def options_of_trainings(file: ConfigFile) -> list[str]:
+    """Return the overrides of a sweep's config that are for its trainings, not for the sweep."""
+    return [option for option in file.overrides if not option.strip().startswith(f"{SPACE[0]}.")]
 
 
 def options_of(params: Mapping[str, Any]) -> list[str]:
