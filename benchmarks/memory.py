@@ -45,7 +45,7 @@ def bytes_per_parameter() -> dict[str, dict[str, float]]:
     from dltrain.config.schema.base import type_name
     from dltrain.config.validate import load_config
     from dltrain.models.mlp import MLP
-    from dltrain.plan import build_optimizer
+    from dltrain.optimization import build_optimizer
 
     result = {}
     with tempfile.TemporaryDirectory() as temporary:

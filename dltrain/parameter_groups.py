@@ -55,7 +55,7 @@ def muon_matrices(model: nn.Module, adamw: Sequence[str] = ()) -> frozenset[str]
         parameter for module in model.modules() if isinstance(module, nn.Embedding) for parameter in module.parameters()
     }
     names = [name for name, _ in model.named_parameters()]
-    by_adamw = {name for pattern in adamw for name in _matches(pattern, names, "optimizer.adamw")}
+    by_adamw = set(names_matching(adamw, names, "optimizer.adamw"))
     matrices = [name for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2 and p not in embeddings]
     chosen = frozenset(matrices[:-1]) - by_adamw
     if not chosen:
@@ -96,9 +96,7 @@ def _owners(
     owners: dict[str, Mapping[str, Any]] = {}
     for index, group in enumerate(groups):
         where = f"optimizer.groups.{index}"
-        given = group["params"]
-        patterns: Sequence[str] = [given] if isinstance(given, str) else given
-        matched = {name for pattern in patterns for name in _matches(pattern, parameters, f"{where}.params")}
+        matched = set(names_matching(group["params"], parameters, f"{where}.params"))
         own = [name for name in trainable if name in matched and name not in owners]
         if not own:
             raise ConfigError(f"{where}.params: all it matches is frozen or in a group before it; move it up")
@@ -109,11 +107,16 @@ def _owners(
     return owners
 
 
-def _matches(pattern: str, names: Iterable[str], where: str) -> list[str]:
-    """Return the names that match the glob `pattern`. Raises ConfigError with the nearest if none does."""
-    known = list(names)
-    matched = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
-    if not matched:
-        near = nearest(pattern.strip("*."), known, 3, likeness=0.4) or known[:3]
-        raise ConfigError(f"{where}: '{pattern}' matches no parameter; the nearest are {', '.join(near)}")
-    return matched
+def names_matching(patterns: str | Sequence[str], names: Iterable[str], where: str) -> list[str]:
+    """Return the names that match a glob pattern or one of several, each once, in the order of the patterns.
+
+    Raises ConfigError, with the place `where` and the nearest names, for a pattern that matches none.
+    """
+    known, matched = list(names), dict[str, None]()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            near = nearest(pattern.strip("*."), known, 3, likeness=0.4) or known[:3]
+            raise ConfigError(f"{where}: '{pattern}' matches no parameter; the nearest are {', '.join(near)}")
+        matched |= dict.fromkeys(found)
+    return list(matched)

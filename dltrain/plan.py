@@ -6,40 +6,33 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
-import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dltrain.budget import Budget
-from dltrain.build import Builder, Clock, parameters_of, user_failure
+from dltrain.build import Builder, Clock
 from dltrain.config.durations import DurationValue, to_steps
-from dltrain.config.schema.base import Component, Settings, UserComponent
 from dltrain.data.batches import steps_per_epoch
 from dltrain.data.columns import Columns
-from dltrain.data.prepare import Inputs, Prepared, prepare
+from dltrain.data.prepare import Prepared, prepare
 from dltrain.device import missing_compiler, open_device, set_deterministic, set_threads, without_compiler
 from dltrain.errors import ConfigError
 from dltrain.metrics import HIGHER_IS_BETTER, PRIMARY
-from dltrain.names import did_you_mean
 from dltrain.network import Network, Transform, build_augmentation, build_network
-from dltrain.optimizers import averages, supports_fused
-from dltrain.parameter_groups import muon_matrices, parameter_groups
+from dltrain.optimization import Regularizer, build_optimizer, build_regularizer, build_schedule
+from dltrain.optimizers import averages
 from dltrain.ranks import ALONE, Ranks
-from dltrain.regularization import Mixed, early_stop, gradient_noise, max_norm_, sam_perturb_
 from dltrain.state import State, averaged_copy
 from dltrain.tasks import SequenceTask
 
-Keys = tuple[str | int, ...]
-
 _SHARE_OF_DEVICE = 0.5
+"""Of the memory that is free on the device: what the training split may take."""
+
 _FIRST_CHECKPOINT_S = 2.0
 
 
@@ -89,21 +82,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Regularizer:
-    """The functions of the config's regularization, bound to the model's parameters; None where it asks for nothing."""
-
-    penalties: list[Callable[[], Tensor]]
-    mix: Callable[[Inputs, torch.Generator], Mixed] | None
-    sam_perturb: Callable[[list[Tensor]], list[Tensor]] | None
-    clip: Callable[[list[Tensor]], Tensor] | None
-    gradient_noise: Callable[[list[Tensor], int, torch.Generator], None] | None
-    max_norm: Callable[[], None] | None
-    average: Callable[[int, int], float] | None
-    """(step, total) -> weight of the current weights in the average."""
-    early_stop: Callable[[list[float]], bool]
-
-
-@dataclass(frozen=True)
 class Goal:
     """The metric by which checkpoints are compared."""
 
@@ -124,7 +102,7 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
         ConfigError: with the place in the config, if its parts do not fit the data or each other.
         DataError: if the data are wrong, with the file, the row and the column.
     """
-    config, settings = builder.file.config, builder.file.config.train
+    settings = builder.file.config.train
     _check_ranks(builder, ranks)
     device = open_device(settings.device, ranks.local_index)
     set_deterministic(settings.deterministic)
@@ -150,8 +128,7 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     augment = build_augmentation(builder, network, data.facts)
     optimizer, lr = build_optimizer(builder, network.model, device)
     regularizer = build_regularizer(builder, network.model, clock, example)
-    schedule = builder.partial(config.schedule, ("schedule",), clock)
-    _try_schedule(builder, schedule, clock.total_steps)
+    schedule = build_schedule(builder, clock)
 
     keeps_average = regularizer.average is not None or averages(optimizer)
     state = State(
@@ -184,117 +161,24 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     )
 
 
-def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) -> tuple[Optimizer, float]:
-    """Build the optimizer; return it and its learning rate. Its groups have a `base_lr` that the schedule scales."""
-    settings = builder.file.config.optimizer
-    target, arguments = builder.target_and_arguments(settings, ("optimizer",), {"params": None}, None)
-    # What a built-in optimizer has beside its arguments; a user's optimizer may use the names for something else.
-    built_in: Any = None if isinstance(settings, UserComponent) else settings
-    defaults = {name: parameter.default for name, parameter in (parameters_of(target) or {}).items()}
-    lr = arguments.get("lr", defaults.get("lr", 1e-3))
-    with builder.at("optimizer"):
-        groups = parameter_groups(
-            model.named_parameters(),
-            lr,
-            arguments.get("weight_decay", defaults.get("weight_decay", 0.0)),
-            built_in is not None and built_in.decay_all,
-            [group.model_dump(exclude_none=True) for group in built_in.groups] if built_in is not None else [],
-            muon_matrices(model, built_in.adamw) if settings.type == "muon" else None,
+def _check_ranks(builder: Builder, ranks: Ranks) -> None:
+    """Raise ConfigError for settings that several processes cannot share."""
+    settings, file = builder.file.config.train, builder.file
+    if settings.batch_size < ranks.size:
+        raise ConfigError(
+            f"{file.place('train', 'batch_size')}: {settings.batch_size} samples of a step cannot be shared by "
+            f"{ranks.size} processes"
         )
-        fused: dict[str, Any] = {}
-        if supports_fused(target, device.type) and not {"fused", "foreach", "differentiable"} & arguments.keys():
-            fused = {"fused": True}
-        try:
-            optimizer = target(**{**arguments, "params": groups, **fused})
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"{settings.type}: {error}") from error
-        if not isinstance(optimizer, Optimizer):
-            raise ConfigError(f"{settings.type} is no torch.optim.Optimizer")
-        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ConfigError(f"{settings.type} needs several evaluations of the loss a step; choose another")
-    return optimizer, lr
-
-
-def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example: Inputs) -> Regularizer:
-    """Build the regularization of the config and try it; `example` are some inputs of the model.
-
-    Raises ConfigError where a pattern matches no parameter, or where something does not fit the data.
-    """
-    settings = builder.file.config.regularization
-
-    def chosen(component: Component | None, name: str) -> Callable[..., Any] | None:
-        return None if component is None else builder.partial(component, ("regularization", name), clock)
-
-    def bound(function: Callable[..., Any], options: Settings | None) -> Callable[..., Any] | None:
-        return None if options is None else functools.partial(function, **options.model_dump())
-
-    penalties: list[Callable[[], Tensor]] = []
-    for index, component in enumerate(settings.penalties):
-        keys = ("regularization", "penalties", index)
-        patterns = getattr(component, "params", "*weight")
-        if isinstance(component, UserComponent):  # `params` is ours, whoever the penalty is
-            component = UserComponent(**{k: v for k, v in component.model_dump().items() if k != "params"})
-        penalty = builder.partial(component, keys)
-        penalties.append(functools.partial(penalty, matching(builder, model, patterns, (*keys, "params"))))
-        _try_penalty(builder, keys, penalties[-1])
-    max_norm = None
-    if settings.max_norm is not None:
-        parameters = matching(builder, model, settings.max_norm.params, ("regularization", "max_norm", "params"))
-        max_norm = functools.partial(max_norm_, parameters, limit=settings.max_norm.limit)
-    average, mixing = chosen(settings.average, "average"), chosen(settings.mix, "mix")
-    if average is not None:
-        with builder.at("regularization", "average"):
-            average(0, clock.total_steps)
-    if mixing is not None:
-        with builder.at("regularization", "mix"):
-            mixing(example, torch.Generator(example[0].device))
-    return Regularizer(
-        penalties,
-        mix=mixing,
-        sam_perturb=bound(sam_perturb_, settings.sam),
-        clip=chosen(settings.clip, "clip"),
-        gradient_noise=bound(gradient_noise, settings.gradient_noise),
-        max_norm=max_norm,
-        average=average,
-        early_stop=bound(early_stop, settings.early_stopping) or (lambda scores: False),
-    )
-
-
-def matching(
-    builder: Builder, model: nn.Module, patterns: str | list[str], keys: tuple[str | int, ...]
-) -> list[Tensor]:
-    """Return the trainable parameters whose names match a pattern; one that matches nothing is a ConfigError."""
-    names = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    chosen: dict[str, Tensor] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = fnmatch.filter(names, pattern)
-        if not found:
-            shown = ", ".join(list(names)[:10]) + did_you_mean(pattern, names)
-            raise ConfigError(f"{builder.file.place(*keys)}: '{pattern}' matches no parameter; there are: {shown}")
-        chosen |= {name: names[name] for name in found}
-    return list(chosen.values())
-
-
-def _try_penalty(builder: Builder, keys: Keys, penalty: Callable[[], Tensor]) -> None:
-    """Raise ConfigError if a penalty (of the user's own) gives no scalar tensor."""
-    with builder.at(*keys):
-        try:
-            value = penalty()
-        except Exception as error:
-            raise ConfigError(f"failed: {user_failure(error)}") from error
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            found = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f"gives a {found}; a penalty is a scalar tensor")
-
-
-def _try_schedule(builder: Builder, schedule: Callable[[int, int], float], total_steps: int) -> None:
-    """Raise ConfigError if a schedule does not fit the training, or one of the user's own gives no factor."""
-    with builder.at("schedule"):
-        for step in {0, total_steps // 2, total_steps - 1}:
-            factor = schedule(step, total_steps)
-            if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
-                raise ConfigError(f"gives {factor!r} for step {step}; a factor of the learning rate is a number >= 0")
+    if not ranks.alone and settings.duration.unit == "s":
+        raise ConfigError(
+            f"{file.place('train', 'duration')}: is '{settings.duration}', and {ranks.size} processes have no common "
+            "clock; give epochs or steps"
+        )
+    if not ranks.alone and ":" in settings.device:
+        raise ConfigError(
+            f"{file.place('train', 'device')}: is '{settings.device}', and each of {ranks.size} processes has a device "
+            "of its own; use cuda"
+        )
 
 
 def needs_raw_targets(builder: Builder) -> bool:
@@ -303,36 +187,12 @@ def needs_raw_targets(builder: Builder) -> bool:
     return loss is not None and bool(getattr(builder.target(loss, ("loss",)), "raw_targets", False))
 
 
-def _goal(builder: Builder, data: Prepared) -> Goal:
-    """Return what the best checkpoint is best in: the config's monitor, or the task's own metric."""
-    config = builder.file.config
-    split = "val" if "val" in data.splits else "train"
-    if config.train.monitor is None:
-        # Mixed targets have no accuracy, and errors of targets in several units have no mean.
-        mixed = split == "train" and config.regularization.mix is not None
-        several_units = data.task.type == "regression" and data.task.num_outputs > 1
-        unmeasured = split == "train" and isinstance(data.task, SequenceTask)
-        name = "loss" if mixed or several_units or unmeasured else PRIMARY[data.task.type]
-        metric = f"{split}/{name}"
-    else:
-        metric = config.train.monitor
-        place = builder.file.place("train", "monitor")
-        possible = ["loss", *data.task.metrics(torch.device("cpu")).compute()]
-        if metric.startswith("val/") and split != "val":
-            raise ConfigError(f"{place}: is '{metric}', and there is no validation split; set split.val")
-        if metric.partition("/")[2] not in possible:
-            raise ConfigError(
-                f"{place}: is '{metric}'; possible for {data.task.type}: {', '.join(possible)} after val/ or train/"
-            )
-        if metric.startswith("train/") and not metric.endswith("/loss") and config.regularization.mix is not None:
-            raise ConfigError(
-                f"{place}: is '{metric}', which mixed samples do not have; use train/loss or a val/ metric"
-            )
-        if metric.startswith("train/") and not metric.endswith("/loss") and isinstance(data.task, SequenceTask):
-            raise ConfigError(
-                f"{place}: is '{metric}', which is not measured on training batches; use train/loss or a val/ metric"
-            )
-    return Goal(metric, -1.0 if HIGHER_IS_BETTER[metric.partition("/")[2]] else 1.0)
+def _placed(columns: Columns, device: torch.device) -> Columns:
+    """Return `columns` on the device if they fit beside the training, else where they are; sequences stay too."""
+    if device.type == "cpu" or columns.lengths is not None:
+        return columns
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return columns.to(device) if columns.size_bytes < _SHARE_OF_DEVICE * free_bytes else columns
 
 
 def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) -> None:
@@ -363,26 +223,6 @@ def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) 
         )
 
 
-def _check_ranks(builder: Builder, ranks: Ranks) -> None:
-    """Raise ConfigError for settings that several processes cannot share."""
-    settings, file = builder.file.config.train, builder.file
-    if settings.batch_size < ranks.size:
-        raise ConfigError(
-            f"{file.place('train', 'batch_size')}: {settings.batch_size} samples of a step cannot be shared by "
-            f"{ranks.size} processes"
-        )
-    if not ranks.alone and settings.duration.unit == "s":
-        raise ConfigError(
-            f"{file.place('train', 'duration')}: is '{settings.duration}', and {ranks.size} processes have no common "
-            "clock; give epochs or steps"
-        )
-    if not ranks.alone and ":" in settings.device:
-        raise ConfigError(
-            f"{file.place('train', 'device')}: is '{settings.device}', and each of {ranks.size} processes has a device "
-            "of its own; use cuda"
-        )
-
-
 def _check_smallest_batch(
     builder: Builder, num_samples: int, network: Network, facts: dict[str, Any], num_processes: int
 ) -> None:
@@ -406,14 +246,6 @@ def _check_smallest_batch(
             f"{f'on {num_processes} processes ' if num_processes > 1 else ''}"
             "leave a batch of one, which BatchNorm cannot normalise; set train.drop_last: true or another size"
         ) from error
-
-
-def _placed(columns: Columns, device: torch.device) -> Columns:
-    """Return `columns` on the device if they fit beside the training, else where they are; sequences stay too."""
-    if device.type == "cpu" or columns.lengths is not None:
-        return columns
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return columns.to(device) if columns.size_bytes < _SHARE_OF_DEVICE * free_bytes else columns
 
 
 def _interval(builder: Builder, name: str, clock: Clock) -> int:
@@ -447,3 +279,35 @@ def _save_due(builder: Builder, clock: Clock) -> Callable[[State], bool]:
         return True
 
     return due
+
+
+def _goal(builder: Builder, data: Prepared) -> Goal:
+    """Return what the best checkpoint is best in: the config's monitor, or the task's own metric."""
+    config = builder.file.config
+    split = "val" if "val" in data.splits else "train"
+    if config.train.monitor is None:
+        # Mixed targets have no accuracy, and errors of targets in several units have no mean.
+        mixed = split == "train" and config.regularization.mix is not None
+        several_units = data.task.type == "regression" and data.task.num_outputs > 1
+        unmeasured = split == "train" and isinstance(data.task, SequenceTask)
+        name = "loss" if mixed or several_units or unmeasured else PRIMARY[data.task.type]
+        metric = f"{split}/{name}"
+    else:
+        metric = config.train.monitor
+        place = builder.file.place("train", "monitor")
+        possible = ["loss", *data.task.metrics(torch.device("cpu")).compute()]
+        if metric.startswith("val/") and split != "val":
+            raise ConfigError(f"{place}: is '{metric}', and there is no validation split; set split.val")
+        if metric.partition("/")[2] not in possible:
+            raise ConfigError(
+                f"{place}: is '{metric}'; possible for {data.task.type}: {', '.join(possible)} after val/ or train/"
+            )
+        if metric.startswith("train/") and not metric.endswith("/loss") and config.regularization.mix is not None:
+            raise ConfigError(
+                f"{place}: is '{metric}', which mixed samples do not have; use train/loss or a val/ metric"
+            )
+        if metric.startswith("train/") and not metric.endswith("/loss") and isinstance(data.task, SequenceTask):
+            raise ConfigError(
+                f"{place}: is '{metric}', which is not measured on training batches; use train/loss or a val/ metric"
+            )
+    return Goal(metric, -1.0 if HIGHER_IS_BETTER[metric.partition("/")[2]] else 1.0)

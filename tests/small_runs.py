@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from torch import Tensor
 
 from dltrain import checkpoint as checkpoints
+from dltrain.build import Builder
 from dltrain.config.durations import DurationValue
 from dltrain.config.schema.base import Component, type_name
 from dltrain.config.validate import ConfigFile, load_config
 from dltrain.console import Progress
-from dltrain.errors import Stopped
+from dltrain.errors import ConfigError, Stopped
+from dltrain.plan import Plan, make_plan
 from dltrain.run import read_metrics
 from dltrain.train import fit
 
@@ -80,6 +83,20 @@ def write_config(folder: Path, sections: Sections | None = None, name: str = "sm
 def small_config(folder: Path, sections: Sections | None = None) -> ConfigFile:
     """Return the config that `write_config` writes."""
     return load_config(write_config(folder, sections))
+
+
+def plan_of(folder: Path, sections: Sections) -> Plan:
+    """Return the plan of the small config with `sections`."""
+    return make_plan(Builder(small_config(folder, sections)))
+
+
+def refusal(folder: Path, sections: Sections) -> str:
+    """Return why there is no plan of the small config with `sections`: the message behind its place."""
+    with pytest.raises(ConfigError) as caught:
+        plan_of(folder, sections)
+    text = str(caught.value)
+    assert text.startswith(f"{folder / 'small.yaml'}:"), text
+    return text.partition(": ")[2]
 
 
 def train(folder: Path, sections: Sections | None = None) -> Path:

@@ -42,7 +42,7 @@ LAYERS = [
     ["data.prepare"],
     ["device", "checkpoint", "run"],
     ["ranks"],
-    ["network", "state", "curves", "listing"],
+    ["network", "optimization", "state", "curves", "listing"],
     ["plan"],
     ["evaluation", "prediction", "inspection", "records", "profiling", "compilation"],
     ["train"],

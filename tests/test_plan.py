@@ -12,19 +12,14 @@ from dltrain.config.durations import parse_interval
 from dltrain.config.validate import load_config
 from dltrain.errors import ConfigError
 from dltrain.network import Network
-from dltrain.plan import Plan, make_plan
-from tests.small_runs import Sections, small_config
+from dltrain.plan import make_plan
+from tests.small_runs import Sections, plan_of, refusal, small_config
 
 OWN = """
 import torch
 from torch import nn
 
-def nothing(parameters): return None
-def several(parameters): return parameters[0].abs().sum(dim=0)
-def broken(parameters): return undefined
 def vector(output, target): return torch.nn.functional.cross_entropy(output, target, reduction="none")
-def learning_rate(step, total, every): return 1.0
-def no_rate(step, total): return None
 
 class Detached(nn.Linear):
     def __init__(self, in_features, num_classes): super().__init__(in_features, num_classes)
@@ -32,48 +27,9 @@ class Detached(nn.Linear):
 """
 
 
-def plan_of(folder: Path, sections: Sections) -> Plan:
-    (folder / "own.py").write_text(OWN)
-    return make_plan(Builder(small_config(folder, sections)))
-
-
-def message(folder: Path, sections: Sections) -> str:
-    with pytest.raises(ConfigError) as caught:
-        plan_of(folder, sections)
-    text = str(caught.value)
-    assert text.startswith(f"{folder / 'small.yaml'}:"), text
-    return text.partition(": ")[2]
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("nothing", "gives a NoneType; a penalty is a scalar tensor"),
-        ("several", "gives a tensor of shape (6,); a penalty is a scalar tensor"),
-        ("broken", "failed: NameError: name 'undefined' is not defined (own.py:7)"),
-    ],
-)
-def test_a_penalty_of_your_own_is_tried(name: str, what: str, tmp_path: Path) -> None:
-    sections: Sections = {"regularization": {"penalties": [{"type": f"own.py:{name}"}]}}
-    assert message(tmp_path, sections) == f"regularization.penalties.0: {what}"
-
-
 def test_a_loss_of_your_own_is_tried(tmp_path: Path) -> None:
-    assert "own.py:vector" in message(tmp_path, {"loss": {"type": "own.py:vector"}})
-
-
-def test_a_schedule_of_your_own_needs_all_of_its_arguments(tmp_path: Path) -> None:
-    assert "needs every" in message(tmp_path, {"schedule": {"type": "own.py:learning_rate"}})
-
-
-def test_a_schedule_that_does_not_fit_the_training_is_said_with_its_place(tmp_path: Path) -> None:
-    found = message(tmp_path, {"schedule": {"type": "cosine", "warmup": "500 steps"}})
-    assert found == "schedule: warmup: 500 steps do not fit in a training of 12; possible: less than 12"
-
-
-def test_a_schedule_of_your_own_must_give_a_factor(tmp_path: Path) -> None:
-    found = message(tmp_path, {"schedule": {"type": "own.py:no_rate"}})
-    assert found == "schedule: gives None for step 0; a factor of the learning rate is a number >= 0"
+    (tmp_path / "own.py").write_text(OWN)
+    assert "own.py:vector" in refusal(tmp_path, {"loss": {"type": "own.py:vector"}})
 
 
 def test_a_model_that_cannot_learn_is_refused(tmp_path: Path) -> None:
@@ -86,42 +42,9 @@ def test_a_model_that_cannot_learn_is_refused(tmp_path: Path) -> None:
         make_plan(Builder(load_config(path)))
 
 
-def test_an_optimizer_without_a_type_is_the_default_one(tmp_path: Path) -> None:
-    path = tmp_path / "small.yaml"
-    small_config(tmp_path)
-    path.write_text(path.read_text().replace("  type: adamw\n", ""))
-    plan = make_plan(Builder(load_config(path)))
-    assert isinstance(plan.state.optimizer, torch.optim.AdamW)
-    assert plan.lr == 0.01
-
-
 def test_micro_batches_larger_than_the_batch_are_refused(tmp_path: Path) -> None:
-    found = message(tmp_path, {"train": {"micro_batch_size": 17}})
+    found = refusal(tmp_path, {"train": {"micro_batch_size": 17}})
     assert found == "train.micro_batch_size: 17 cannot take effect: train.batch_size is 16"
-
-
-def test_mixing_that_does_not_fit_the_data_is_said_with_its_place(tmp_path: Path) -> None:
-    found = message(tmp_path, {"regularization": {"mix": {"type": "cutmix"}}})
-    assert found.startswith("regularization.mix: cutmix needs images")
-
-
-def test_an_optimizer_that_evaluates_the_loss_itself_is_refused(tmp_path: Path) -> None:
-    found = message(tmp_path, {"optimizer": {"type": "torch.optim:LBFGS", "lr": 0.1}})
-    assert found == "optimizer: torch.optim:LBFGS needs several evaluations of the loss a step; choose another"
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_an_optimizer_is_fused_unless_the_config_says_otherwise(fused: bool, tmp_path: Path) -> None:
-    options = {} if fused else {"fused": False}
-    plan = plan_of(tmp_path, {"optimizer": {"type": "torch.optim:Adam", "lr": 0.01, **options}})
-    assert plan.state.optimizer.param_groups[0]["fused"] is fused
-
-
-def test_the_learning_rate_is_that_of_the_config_whatever_the_groups_have(tmp_path: Path) -> None:
-    groups = [{"params": "layers.0.*", "lr": 1e-9}]
-    plan = plan_of(tmp_path, {"optimizer": {"type": "adamw", "lr": 0.1, "groups": groups}})
-    assert plan.lr == 0.1
-    assert {group["base_lr"] for group in plan.state.optimizer.param_groups} == {0.1, 1e-9}
 
 
 @pytest.mark.parametrize(("batch_size", "micro_batch_size"), [(49, None), (7, None), (50, 49), (1, None)])
@@ -129,7 +52,7 @@ def test_a_batch_of_one_is_refused_for_a_model_that_normalises_batches(
     batch_size: int, micro_batch_size: int | None, tmp_path: Path
 ) -> None:
     train = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
-    found = message(tmp_path, {"model": {"type": "mlp", "hidden": [8], "norm": "batch"}, "train": train})
+    found = refusal(tmp_path, {"model": {"type": "mlp", "hidden": [8], "norm": "batch"}, "train": train})
     assert found == (
         f"train.batch_size: 50 samples in batches of {batch_size} leave a batch of one, which BatchNorm cannot "
         "normalise; set train.drop_last: true or another size"

@@ -120,7 +120,7 @@ def test_penalties_of_several_kinds_add_up(tmp_path: Path) -> None:
 
 
 def test_a_penalty_on_no_parameter_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'head\*' matches no parameter; there are: layers\.0\.weight"):
+    with pytest.raises(ConfigError, match=r"'head\*' matches no parameter; the nearest are layers\.0\.weight"):
         train(tmp_path, {"regularization": {"penalties": [{"type": "l1", "strength": 1.0, "params": "head*"}]}})
 
 
