@@ -25,6 +25,7 @@ from dltrain.console import Progress, Watcher
 from dltrain.curves import draws_curves
 from dltrain.data.batches import ReadAhead, epoch_order
 from dltrain.data.prepare import Inputs, prepare
+from dltrain.data.transfer import send
 from dltrain.device import autocast
 from dltrain.diagnosis import first_not_finite
 from dltrain.errors import Diverged, Stopped
@@ -109,7 +110,8 @@ def fit(
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     averaged_tensors = tensors_of(state.averaged) if state.averaged is not None else []
     model_tensors = tensors_of(model)
-    classes = train.target if isinstance(train.target, Tensor) else None
+    on_host = plan.data.splits["train"].target
+    classes = on_host if isinstance(on_host, Tensor) else None
     lengths, sampler = train.lengths, config.train.sampler
     read_ahead = ReadAhead(train) if sampler == "blocks" else None
     with run.closed_on_error():
@@ -211,7 +213,9 @@ def fit(
             epoch, batch = divmod(state.step, epoch_steps)
             if batch == 0 or len(order) == 0:
                 sizes = batch_size, train.sample_bytes
-                order = order_of(len(train), config.seed, epoch, sampler, classes, lengths, *sizes).to(train.device)
+                order = order_of(len(train), config.seed, epoch, sampler, classes, lengths, *sizes)
+                if train.device.type == "cuda":
+                    (order,) = send([order], train.device)
             if read_ahead is not None:
                 read_ahead(order, batch * batch_size)
             samples = order[batch * batch_size : (batch + 1) * batch_size]
