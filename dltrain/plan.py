@@ -137,6 +137,10 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     data = ranks.one_then_others(lambda: preparation(builder, raw_targets=raw_targets))
     train = _placed(data.splits["train"], device)
     epoch_steps = steps_per_epoch(len(train), settings.batch_size, settings.drop_last)
+    if device.type == "cuda":
+        # The fastest of several ways to do a convolution, which need not be the same one in every run. Each shape is
+        # tried anew, so not for sequences.
+        torch.backends.cudnn.benchmark = not settings.deterministic and train.lengths is None
     budget, val = None, data.splits.get("val")
     if settings.duration.unit == "s":
         budget = Budget(settings.duration.amount, len(val) / settings.batch_size if val is not None else 0.0)
