@@ -30,6 +30,7 @@ from dltrain.device import autocast
 from dltrain.diagnosis import first_not_finite
 from dltrain.errors import Diverged, Stopped
 from dltrain.evaluation import evaluate_columns
+from dltrain.graphs import Gradients, RecordedGradients
 from dltrain.losses import count
 from dltrain.memory import in_halves
 from dltrain.optimizers import update_function
@@ -119,11 +120,13 @@ def fit(
     if told:
         progress.say(told)
         run.log(told)
-    forward = watched("forward", form)
+    # Of a step that is recorded as a whole no parts are to be seen.
+    within = (lambda _, function: function) if config.train.cuda_graphs else watched
+    forward = within("forward", form)
     context = autocast(device, config.train.precision)
-    loss_function = watched("loss", network.loss)
-    penalties = [watched("penalty", term) for term in regularizer.penalties]
-    backward = watched("backward", Tensor.backward)
+    loss_function = within("loss", network.loss)
+    penalties = [within("penalty", term) for term in regularizer.penalties]
+    backward = within("backward", Tensor.backward)
     update = watched("update", update_function(optimizer, state.scaler))
     scaled = (lambda loss: loss) if state.scaler is None else state.scaler.scale
     rng = torch.Generator(device)
@@ -178,6 +181,10 @@ def fit(
         penalty: Any = sum(term() for term in penalties)
         backward(scaled(penalty))
         return loss, penalty.detach(), weight
+
+    gradients_of: Gradients = gradients
+    if config.train.cuda_graphs:
+        gradients_of = watched("forward", RecordedGradients(gradients, outputs, model, device))
 
     def is_stopping() -> bool:
         """Return whether a signal asks for an end: by now, or of several processes, as all had agreed in the step."""
@@ -238,7 +245,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             buffers_before = [buffer.clone() for buffer in model.buffers()] if on_nonfinite == "skip" else []
-            compute = partial(gradients, inputs=inputs, target=target, mixed=mixed)
+            compute = partial(gradients_of, inputs=inputs, target=target, mixed=mixed)
             loss, penalty, weight = in_halves(
                 partial(compute, measure=measures), state.micro_batch_size, smaller_micro_batch
             )
