@@ -239,6 +239,12 @@ def test_convolutions_work_with_channels_last(tmp_path: Path) -> None:
     assert all(layouts.seen)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_fastest_convolutions_are_looked_for_where_bits_may_differ(deterministic: bool, tmp_path: Path) -> None:
+    fit(config(tmp_path, IMAGES, deterministic=deterministic), root=tmp_path / "runs")
+    assert torch.backends.cudnn.benchmark is not deterministic
+
+
 def test_where_memory_runs_out_the_micro_batch_is_halved(tmp_path: Path) -> None:
     sections: Sections = {"model": {"type": "mlp", "hidden": [2_000_000]}, "optimizer": {"type": "sgd", "lr": 1e-3}}
     file = config(tmp_path, sections, batch_size=50, duration="2 steps", evaluate_every="2 steps")

@@ -15,6 +15,7 @@ from torch import nn
 from dltrain import graphs
 from dltrain.errors import ConfigError, TrainingError
 from dltrain.graphs import RecordedGradients
+from dltrain.profiling import Profile
 from dltrain.train import fit
 from tests.small_runs import Sections, bytes_of, fit_with_stops, rows_of, small_config, weights_of, write_arrays
 
@@ -134,6 +135,16 @@ def test_what_cannot_be_recorded_is_said_with_what_to_do(tmp_path: Path, monkeyp
         "train.cuda_graphs: a step cannot be recorded as a CUDA graph: CUDA error: operation not permitted when stream "
         "is capturing; false computes it as it comes"
     )
+
+
+def test_a_profile_sees_a_recorded_step_as_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Recorder(monkeypatch)
+    said: list[str] = []
+    with Profile(said.append) as profile:
+        fit(small_config(tmp_path, RECORDED), root=tmp_path / "runs", watcher=profile)
+    backward = next(line for line in said if line.startswith("  backward"))
+    assert backward.split()[1] == "0.000"
+    assert not any(line.startswith("  forward ") and line.split()[1] == "0.000" for line in said)
 
 
 def test_without_a_gpu_graphs_are_refused_with_the_place(tmp_path: Path) -> None:
