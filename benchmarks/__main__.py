@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import comparison, growth, images, larger_than_memory, memory, neighbours, plots, startup
+from benchmarks import comparison, gpu, growth, images, larger_than_memory, memory, neighbours, plots, startup
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.options import Options
 from benchmarks.tables import show
@@ -29,6 +29,7 @@ from benchmarks.works import WORKS
 
 RESULTS = Path(__file__).parent / "results"
 TOPICS: dict[str, Callable[[Options], dict[str, Any]]] = {
+    "gpu": gpu.run,
     "startup": startup.run,
     "images": images.run,
     "larger_than_memory": larger_than_memory.run,
@@ -49,6 +50,7 @@ def main() -> int:
         say=errors.print,
         show=partial(show, console),
         results=RESULTS / time.strftime("%Y-%m-%d-%H%M%S"),
+        device=arguments.device,
     )
     figures: list[dict[str, Any]] = []
     comparisons: list[comparison.Comparison] = []
@@ -81,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", default=peers, help="names with commas; none for none; default: %(default)s")
     parser.add_argument("--threads", type=int, metavar="N", help="OMP_NUM_THREADS of all processes; default: as it is")
     parser.add_argument("--steps", type=int, metavar="N", help="instead of the work's own")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="of gpu alone; cpu: that it works")
     arguments = parser.parse_args()
     arguments.peers = [] if arguments.peers == "none" else arguments.peers.split(",")
     for given, known in ((arguments.works, possible), (arguments.peers, peers.split(","))):

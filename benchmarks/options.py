@@ -20,3 +20,5 @@ class Options:
     """Print a result: tables and lines."""
     results: Path
     """Folder and stem of the files of this run: `results.with_suffix(".png")`."""
+    device: str = "cuda"
+    """Of what is about GPUs; all else is measured on the CPU."""

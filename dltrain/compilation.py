@@ -44,7 +44,7 @@ def training_form(plan: Plan, config: Config) -> tuple[nn.Module, str]:
         state.compiled = setting is True
     if state.compiled is False or steps_left <= 0:
         return state.model, ""
-    with _left_as_it_is(state.model, plan.device):
+    with left_as_it_is(state.model, plan.device):
         form, told = _try(plan, config, steps_left, must=state.compiled is True)
     state.compiled = form is not None
     return (state.model if form is None else form), f"compile: {told}"
@@ -144,7 +144,7 @@ def _compiled(model: nn.Module, *, dynamic: bool) -> nn.Module:
 
 
 @contextmanager
-def _left_as_it_is(model: nn.Module, device: torch.device) -> Iterator[None]:
+def left_as_it_is(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Context in which `model` may be run: its buffers, gradients and torch's random numbers are then as before."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

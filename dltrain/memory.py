@@ -12,7 +12,14 @@ from dltrain.names import first_line
 
 Result = TypeVar("Result")
 
-_TEXTS = ("can't allocate memory", "out of memory", "Unable to allocate", "size calculation overflowed")
+_TEXTS = (
+    "can't allocate memory",
+    "out of memory",
+    "Unable to allocate",
+    "size calculation overflowed",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -110,10 +110,15 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
         raise ConfigError(f"{builder.file.place('train', 'compile')}: is true, and {missing}; set it to auto or false")
     if settings.compile is not True:
         without_compiler()
+    _check_graphs(builder, device, ranks)
 
     raw_targets = needs_raw_targets(builder)
     data = ranks.one_then_others(lambda: preparation(builder, raw_targets=raw_targets))
     train = _placed(data.splits["train"], device)
+    if device.type == "cuda":
+        # The fastest of several ways to do a convolution, which need not be the same one in every run. Each shape is
+        # tried anew, so not for sequences.
+        torch.backends.cudnn.benchmark = not settings.deterministic and train.lengths is None
     epoch_steps = steps_per_epoch(len(train), settings.batch_size, settings.drop_last)
     budget, val = None, data.splits.get("val")
     if settings.duration.unit == "s":
@@ -221,6 +226,13 @@ def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) 
             f"{file.place('train', 'drop_last')}: drops every batch: {num_samples} samples are fewer than "
             f"train.batch_size {size}"
         )
+
+
+def _check_graphs(builder: Builder, device: torch.device, ranks: Ranks) -> None:
+    """Raise ConfigError where steps are to be recorded as CUDA graphs and cannot be."""
+    if builder.file.config.train.cuda_graphs and (device.type != "cuda" or not ranks.alone):
+        reason = f"there are {ranks.size} processes" if device.type == "cuda" else f"the device is {device}"
+        raise ConfigError(f"{builder.file.place('train', 'cuda_graphs')}: is true, and {reason}; set it to false")
 
 
 def _check_smallest_batch(

@@ -79,12 +79,12 @@ class Profile:
     def part(self, name: str, function: Function) -> Function:
         """Return `function` so that the time until its end counts as `name`."""
 
-        def measured(*arguments: Any) -> Any:
+        def measured(*arguments: Any, **named: Any) -> Any:
             if self._mode == "off":
-                return function(*arguments)
+                return function(*arguments, **named)
             self._enter(name)
             try:
-                return function(*arguments)
+                return function(*arguments, **named)
             finally:
                 self._enter(_AFTER.get(name, "other"))
 

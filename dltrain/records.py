@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.eval_batch_size",
     "train.device",
+    "train.cuda_graphs",
     "train.on_nonfinite",
 )
 """Settings that a resumed run may have otherwise than the run that it goes on with."""

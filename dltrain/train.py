@@ -25,10 +25,12 @@ from dltrain.console import Progress, Watcher
 from dltrain.curves import draws_curves
 from dltrain.data.batches import ReadAhead, epoch_order
 from dltrain.data.prepare import Inputs, prepare
+from dltrain.data.transfer import send
 from dltrain.device import autocast
 from dltrain.diagnosis import first_not_finite
 from dltrain.errors import Diverged, Stopped
 from dltrain.evaluation import evaluate_columns
+from dltrain.graphs import Gradients, RecordedGradients
 from dltrain.losses import count
 from dltrain.memory import in_halves
 from dltrain.optimizers import update_function
@@ -109,7 +111,8 @@ def fit(
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     averaged_tensors = tensors_of(state.averaged) if state.averaged is not None else []
     model_tensors = tensors_of(model)
-    classes = train.target if isinstance(train.target, Tensor) else None
+    on_host = plan.data.splits["train"].target
+    classes = on_host if isinstance(on_host, Tensor) else None
     lengths, sampler = train.lengths, config.train.sampler
     read_ahead = ReadAhead(train) if sampler == "blocks" else None
     with run.closed_on_error():
@@ -117,11 +120,13 @@ def fit(
     if told:
         progress.say(told)
         run.log(told)
-    forward = watched("forward", form)
+    # Of a step that is recorded as a whole no parts are to be seen.
+    within = (lambda _, function: function) if config.train.cuda_graphs else watched
+    forward = within("forward", form)
     context = autocast(device, config.train.precision)
-    loss_function = watched("loss", network.loss)
-    penalties = [watched("penalty", term) for term in regularizer.penalties]
-    backward = watched("backward", Tensor.backward)
+    loss_function = within("loss", network.loss)
+    penalties = [within("penalty", term) for term in regularizer.penalties]
+    backward = within("backward", Tensor.backward)
     update = watched("update", update_function(optimizer, state.scaler))
     scaled = (lambda loss: loss) if state.scaler is None else state.scaler.scale
     rng = torch.Generator(device)
@@ -177,6 +182,10 @@ def fit(
         backward(scaled(penalty))
         return loss, penalty.detach(), weight
 
+    gradients_of: Gradients = gradients
+    if config.train.cuda_graphs:
+        gradients_of = watched("forward", RecordedGradients(gradients, outputs, model, device))
+
     def is_stopping() -> bool:
         """Return whether a signal asks for an end: by now, or of several processes, as all had agreed in the step."""
         return stop.number is not None if add_up is None else add_up.stop
@@ -211,7 +220,9 @@ def fit(
             epoch, batch = divmod(state.step, epoch_steps)
             if batch == 0 or len(order) == 0:
                 sizes = batch_size, train.sample_bytes
-                order = order_of(len(train), config.seed, epoch, sampler, classes, lengths, *sizes).to(train.device)
+                order = order_of(len(train), config.seed, epoch, sampler, classes, lengths, *sizes)
+                if train.device.type == "cuda":
+                    (order,) = send([order], train.device)
             if read_ahead is not None:
                 read_ahead(order, batch * batch_size)
             samples = order[batch * batch_size : (batch + 1) * batch_size]
@@ -234,7 +245,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
             buffers_before = [buffer.clone() for buffer in model.buffers()] if on_nonfinite == "skip" else []
-            compute = partial(gradients, inputs=inputs, target=target, mixed=mixed)
+            compute = partial(gradients_of, inputs=inputs, target=target, mixed=mixed)
             loss, penalty, weight = in_halves(
                 partial(compute, measure=measures), state.micro_batch_size, smaller_micro_batch
             )

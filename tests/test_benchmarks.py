@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import comparison, growth, images, imports, memory, neighbours, plots, synthetic, tensors
+from benchmarks import comparison, gpu, growth, images, imports, memory, neighbours, plots, synthetic, tensors
 from benchmarks.comparison import Comparison, Figures
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.options import Options
@@ -176,3 +176,34 @@ def test_a_watched_run_tells_what_it_holds(tmp_path: Path) -> None:
     assert sizes["metrics.jsonl"] > 0
     assert all(look.rss_mib > 10 and look.num_files > 2 for look in looks)
     assert looks
+
+
+def test_the_benchmark_of_a_gpu_runs_whole_with_tiny_sizes_on_a_cpu(tmp_path: Path) -> None:
+    shown: list[object] = []
+    options = Options(1, {}, lambda text: None, lambda *results: shown.extend(results), tmp_path, device="cpu")
+    figures = gpu.run(options)
+    assert [list(one["units_per_s"]) for one in figures["trainings"]] == [["by hand", "dltrain"]] * 2
+    assert all(rates[0] > 0 for one in figures["trainings"] for rates in one["units_per_s"].values())
+    assert len(shown[0].rows) == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_without_a_gpu_its_benchmark_says_so_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^gpu: torch sees no CUDA device; --device cpu runs tiny sizes"):
+        gpu.run(Options(1, {}, print, print, tmp_path))
+
+
+def test_the_flops_of_a_resnet_50_and_their_share_of_a_peak_are_those_of_the_literature() -> None:
+    training = gpu.images(50, 224, 1000, 2, 2)
+    flops = gpu.flops_per_unit(training, training.data())
+    assert flops == pytest.approx(2 * 4.09e9, rel=0.01)
+    assert gpu.mfu(1000.0, flops, 989.4) == pytest.approx(3 * 8.18e12 / 989.4e12, rel=0.01)
+    assert gpu.mfu(1000.0, flops, None) is None
+
+
+def test_the_flops_of_a_language_model_are_two_a_weight_and_those_of_attention() -> None:
+    dim, depth, vocabulary, block = 64, 2, 100, 32
+    training = gpu.language(dim, depth, 2, vocabulary, block, 2, 2)
+    weights = depth * 12 * dim**2 + vocabulary * dim
+    attention = depth * 4 * block * dim
+    assert gpu.flops_per_unit(training, training.data()) == pytest.approx(2 * weights + attention, rel=1e-6)

@@ -22,7 +22,7 @@ LAYERS = [
     ["config.reader", "config.words"],
     ["config.validate", "console"],
     ["config.manual", "build"],
-    ["data.columns"],
+    ["data.transfer", "data.columns"],
     [
         "models",
         "losses",
@@ -45,6 +45,7 @@ LAYERS = [
     ["network", "optimization", "state", "curves", "listing"],
     ["plan"],
     ["evaluation", "prediction", "inspection", "records", "profiling", "compilation"],
+    ["graphs"],
     ["train"],
     ["difference"],
     ["comparison", "sweep", "verification"],

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dltrain.data.transfer import send
+
 PADDING = 0
 """The token that fills up shorter sequences of inputs."""
 IGNORED = -100
@@ -134,10 +136,14 @@ class Columns:
         With `inputs_of` the inputs are those of other samples, such as a share of the batch.
         """
         assert self.target is not None
-        copy = isinstance(indices, slice)  # of a tensor it gives a view
         chosen = indices if inputs_of is None else inputs_of
-        inputs = tuple(_gathered(x, chosen).to(device, copy=copy) for x in self.inputs)
-        return inputs, _gathered(self.target, indices).to(device, copy=copy)
+        if device.type == "cuda" and self.device.type == "cpu":
+            gathered = [_gathered(x, chosen, page_locked=True) for x in self.inputs]
+            *inputs, target = send([*gathered, _gathered(self.target, indices, page_locked=True)], device)
+            return tuple(inputs), target
+        copy = isinstance(indices, slice)  # of a tensor it gives a view
+        copies = tuple(_gathered(x, chosen).to(device, copy=copy) for x in self.inputs)
+        return copies, _gathered(self.target, indices).to(device, copy=copy)
 
     def to(self, device: torch.device) -> Columns:
         """Return the columns on `device`. Only for tensors: the lengths of sequences are needed on the CPU."""
@@ -173,10 +179,12 @@ class Columns:
         return self.inputs if self.target is None else (*self.inputs, self.target)
 
 
-def _gathered(column: Column, indices: Tensor | slice) -> Tensor:
-    """Return the samples at `indices`."""
+def _gathered(column: Column, indices: Tensor | slice, *, page_locked: bool = False) -> Tensor:
+    """Return the samples at `indices`; where it saves a copy, in memory from which a GPU reads by itself."""
     if isinstance(column, Tensor) and isinstance(indices, Tensor):
-        return column.index_select(0, indices)  # a tenth faster than column[indices]: benchmarks/LOG.md
+        room = column.new_empty(len(indices), *column.shape[1:], pin_memory=True) if page_locked else None
+        # A tenth faster than column[indices]: benchmarks/LOG.md.
+        return torch.index_select(column, 0, indices, out=room)
     return column[indices]
 
 

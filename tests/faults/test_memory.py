@@ -12,6 +12,7 @@ import torch
 
 from dltrain import checkpoint as checkpoints
 from dltrain.errors import TrainingError
+from dltrain.memory import is_out_of_memory
 from dltrain.train import fit
 from tests.small_runs import Sections, dltrain, fit_with_stops, in_child, newest_run, small_config, train, weights_of
 
@@ -122,3 +123,15 @@ def test_a_process_with_too_little_memory_trains_all_the_same(tmp_path: Path) ->
     log = (newest_run(tmp_path / "runs") / "log.txt").read_text()
     assert "step 0: out of memory; going on with a micro_batch_size of 4096" in log
     assert "finished at step 2" in log
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_what_the_libraries_of_a_gpu_say_of_memory_is_understood(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))

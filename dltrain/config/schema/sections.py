@@ -200,6 +200,11 @@ class Train(Settings):
         description="train the form of the model that torch.compile makes; auto tries it for long trainings, and keeps "
         "it where it is faster",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="record forward, loss and backward of a step on a GPU as one CUDA graph, for models whose many "
+        "small kernels the CPU launches too slowly; of code of your own the Python runs only while recording",
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads; null: OMP_NUM_THREADS, else one for small models and all cores for others"
     )
