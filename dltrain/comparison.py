@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,13 +74,12 @@ def fit_seeds(
     """
     from dltrain.config.validate import load_config
     from dltrain.console import Progress
-    from dltrain.listing import tagged
     from dltrain.train import fit
 
     given = load_config(config, overrides)
     seeds = range(given.config.seed, given.config.seed + number)
     marks = {"seeds": f"{seeds[0]}-{seeds[-1]}", **(tags or {})}
-    files = {seed: tagged(load_config(config, [*overrides, f"seed={seed}"]), marks) for seed in seeds}
+    files = {seed: replace(load_config(config, [*overrides, f"seed={seed}"]), tags=marks) for seed in seeds}
     done: dict[int, dict[str, Any]] = {}
     for seed, file in files.items():
         progress = Progress("off" if quiet else "on")

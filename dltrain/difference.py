@@ -12,7 +12,7 @@ from dltrain.run import find_runs, read_metrics
 
 NO_METRICS = ("step", "epoch", "samples_per_s", "elapsed_s", "lr", "best", "skipped_samples")
 """What a line of metrics holds beside them."""
-_NO_ENVIRONMENT = ("set", "num_samples")
+_NO_ENVIRONMENT = ("set", "tags", "num_samples")
 
 
 def diff(a: Path, b: Path) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.de
     run.write("config.yaml", file.text)
     run.write("resolved.yaml", resolved_text(file))
     host = {**environment(device), "num_processes": num_processes}
-    host |= {"num_samples": facts["num_samples"], "set": file.changes}
+    host |= {"num_samples": facts["num_samples"], "set": file.changes, "tags": dict(file.tags)}
     run.write("environment.json", json.dumps(host, indent=2) + "\n")
 
 

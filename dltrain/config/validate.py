@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -39,6 +39,8 @@ class ConfigFile:
     """The file as the user wrote it."""
     overrides: tuple[str, ...] = ()
     """The `section.key=value` options that changed it."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What its runs are marked with; no settings."""
 
     @property
     def name(self) -> str:
