@@ -33,7 +33,6 @@ MAY_CHANGE = (
 )
 """Settings that a resumed run may have otherwise than the run that it goes on with."""
 
-
 MAX_ROLLBACKS = 3
 _MAX_SAMPLES = 16
 _FAR_ABOVE = 9.0
@@ -75,7 +74,7 @@ def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.dev
     """Make the run directory `root`/name/n, lock it, and write config.yaml, resolved.yaml and environment.json."""
     run = Run.create(root, file.name)
     with run.closed_on_error():
-        describe(run, file, facts, device, num_processes)
+        _write_description(run, file, facts, device, num_processes)
     return run
 
 
@@ -151,7 +150,9 @@ def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     return ranks.from_first(told)
 
 
-def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int) -> None:
+def _write_description(
+    run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int
+) -> None:
     """Write config.yaml, resolved.yaml and environment.json."""
     run.write("config.yaml", file.text)
     run.write("resolved.yaml", resolved_text(file))
