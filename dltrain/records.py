@@ -107,7 +107,7 @@ def newest_unfinished(root: Path, file: ConfigFile) -> Path | None:
 
     None where there is none. Runs with other settings than those that may change, and runs at work, are passed over.
     """
-    settings = _fixed(flat({**file.config.model_dump(), "name": file.name}))
+    settings = _fixed(flat(file.resolved))
     for run in reversed(list(find_runs(root / file.name))):
         has_checkpoint = any((run / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
         if has_checkpoint and read_run(run).about["state"] == "stopped" and _fixed(settings_of(run)) == settings:
@@ -171,15 +171,14 @@ def meta(file: ConfigFile, facts: dict[str, Any], run: Path) -> dict[str, Any]:
 
     The folder of the config is told from the working directory and from the run: either may have moved.
     """
-    config = {**file.config.model_dump(), "name": file.name}
     versions = {"torch": torch.__version__, "num_threads": torch.get_num_threads()}
     folders = {"folder": file.folder, "folder_from_run": os.path.relpath(file.folder, run)}
-    return {"config": config, "facts": facts, **folders, **versions}
+    return {"config": file.resolved, "facts": facts, **folders, **versions}
 
 
 def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], where: str) -> None:
     """Raise ConfigError if the config differs where it may not, DataError if the data have changed."""
-    before, after = flat(saved.meta["config"]), flat({**file.config.model_dump(), "name": file.name})
+    before, after = flat(saved.meta["config"]), flat(file.resolved)
     changed = [
         f"{file.place(*_keys(key))}: is {after.get(key)!r}, the run was made with {before.get(key)!r}"
         for key in sorted(before.keys() | after.keys())

@@ -49,6 +49,11 @@ class ConfigFile:
         return self.config.name or stem or "run"
 
     @property
+    def resolved(self) -> dict[str, Any]:
+        """The config with all defaults and the name of its runs, as plain values."""
+        return {**self.config.model_dump(), "name": self.name}
+
+    @property
     def changes(self) -> dict[str, Any]:
         """What the overrides set, by dotted key, as read."""
         changes = {}
