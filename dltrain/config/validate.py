@@ -74,16 +74,16 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Raises ConfigError that holds all mistakes, a line each, as `file:line:column: what; what is possible`.
     """
-    document = read_file(path)
+    return config_file(read_file(path), overrides, folder=os.path.relpath(Path(path).resolve().parent))
+
+
+def config_file(document: Document, overrides: Sequence[str], folder: str) -> ConfigFile:
+    """Change `document` by the `section.key=value` overrides and validate it; its paths start in `folder`.
+
+    Raises ConfigError as `load_config` does.
+    """
     override(document, overrides)
-    config = validate(document)
-    return ConfigFile(
-        config,
-        document,
-        folder=os.path.relpath(Path(path).resolve().parent),
-        text=document.text,
-        overrides=tuple(overrides),
-    )
+    return ConfigFile(validate(document), document, folder, document.text, tuple(overrides))
 
 
 def validate(document: Document) -> Config:
