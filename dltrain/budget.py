@@ -46,7 +46,7 @@ class Budget:
         return step + max(0, round((self._steps_s - elapsed_s) / max(self._step_s, 1e-9)))
 
     def ends_step(self, elapsed_s: float, closing_s: float | None) -> None:
-        """Take in the end of a step, and what evaluation and checkpoint took if both or the first were in it."""
+        """Take in the end of a step, and what its evaluation took, with any checkpoint after it; None without one."""
         self._end_s = elapsed_s
         if closing_s is not None:
             self._closing_s = closing_s

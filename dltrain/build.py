@@ -29,7 +29,7 @@ _CALLED_WITH: dict[str | int, tuple[str, ...]] = {
     "data": (),
     "augment": ("x", "rng"),
     "loss": ("output", "target"),
-    "schedule": ("step", "total_steps"),
+    "schedule": ("step", "total"),
     "penalties": ("parameters",),
 }
 """What a function of the user's own is called with, by where it stands in the config; the rest are its settings."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dltrain.difference import NO_METRICS, differences, spelled
+from dltrain.difference import differences, spelled
 from dltrain.errors import ConfigError, DltrainError, Stopped
 from dltrain.listing import RunFacts, best_row, checkpoint_meta_of, differing, facts_of, read_run
 from dltrain.names import did_you_mean
-from dltrain.run import find_runs, read_metrics
+from dltrain.run import find_runs, is_metric, read_metrics
 
 _SIGNIFICANT = 0.05
 _OF_THE_MACHINE = ("train.device", "train.threads", "train.checkpoint_every", "train.eval_batch_size")
@@ -73,13 +74,12 @@ def fit_seeds(
     """
     from dltrain.config.validate import load_config
     from dltrain.console import Progress
-    from dltrain.listing import tagged
     from dltrain.train import fit
 
     given = load_config(config, overrides)
     seeds = range(given.config.seed, given.config.seed + number)
     marks = {"seeds": f"{seeds[0]}-{seeds[-1]}", **(tags or {})}
-    files = {seed: tagged(load_config(config, [*overrides, f"seed={seed}"]), marks) for seed in seeds}
+    files = {seed: replace(load_config(config, [*overrides, f"seed={seed}"]), tags=marks) for seed in seeds}
     done: dict[int, dict[str, Any]] = {}
     for seed, file in files.items():
         progress = Progress("off" if quiet else "on")
@@ -256,7 +256,7 @@ def _monitor_of(run: RunFacts) -> str | None:
     if not isinstance(scores, list) or not scores or not rows:
         return None
     pairs = list(zip(rows, scores, strict=False))
-    names = sorted((name for name in rows[0] if "/" in name), key=lambda name: not name.startswith("val/"))
+    names = sorted(filter(is_metric, rows[0]), key=lambda name: not name.startswith("val/"))
     for sign in (1, -1):
         for name in names:
             if all(score == (None if row.get(name) is None else sign * row[name]) for row, score in pairs):
@@ -268,12 +268,12 @@ def _value(run: RunFacts, metric: str, last: bool) -> float:
     rows = read_metrics(Path(run.about["run"]))
     row = (rows[-1] if rows else {}) if last else best_row(rows)
     value = row.get(metric)
-    if isinstance(value, int | float) and metric not in NO_METRICS:
+    if isinstance(value, int | float) and is_metric(metric):
         return float(value)
     where = f"{run.about['run']}: its {'last' if last else 'best'} line of metrics"
-    if metric in row and metric not in NO_METRICS:
+    if metric in row and is_metric(metric):
         raise ConfigError(f"{where} has no finite {metric}")
-    known = [name for name in row if name not in NO_METRICS]
+    known = [name for name in row if is_metric(name)]
     raise ConfigError(f"{where} has no '{metric}'; possible: {', '.join(known)}{did_you_mean(metric, known)}")
 
 

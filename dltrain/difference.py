@@ -8,11 +8,9 @@ from typing import Any
 from dltrain.errors import ConfigError
 from dltrain.listing import RunFacts, Values, best_row, environment_of, facts_of, read_run, spell_all
 from dltrain.names import spell
-from dltrain.run import find_runs, read_metrics
+from dltrain.run import find_runs, is_metric, read_metrics
 
-NO_METRICS = ("step", "epoch", "samples_per_s", "elapsed_s", "lr", "best", "skipped_samples")
-"""What a line of metrics holds beside them."""
-_NO_ENVIRONMENT = ("set", "num_samples")
+_NO_ENVIRONMENT = ("set", "tags", "num_samples")
 
 
 def diff(a: Path, b: Path) -> dict[str, Any]:
@@ -66,7 +64,7 @@ def differences(sides: dict[str, Values]) -> dict[str, Values]:
 
 def _beside(a: Values, b: Values) -> dict[str, Values]:
     """Return {metric: {a, b, difference}} for all metrics of two rows, and where the rows stand."""
-    names = [name for name in dict.fromkeys([*a, *b]) if name == "epoch" or name not in NO_METRICS]
+    names = [name for name in dict.fromkeys([*a, *b]) if name == "epoch" or is_metric(name)]
     table: dict[str, Values] = {}
     for name in names:
         one, other = a.get(name), b.get(name)

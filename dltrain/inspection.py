@@ -57,7 +57,7 @@ def check(file: ConfigFile) -> None:
 def compact_yaml(file: ConfigFile, width: int) -> str:
     """Return the config with all defaults as YAML: each section in as few lines of `width` as it needs."""
     lines = []
-    for key, value in {**file.config.model_dump(), "name": file.name}.items():
+    for key, value in file.resolved.items():
         text = write_text(value, width=math.inf, flow=True)
         text = re.sub("(?<!,) ", _NO_BREAK, text.removesuffix("...\n").strip())  # lines end after commas
         indent = " " * (len(key) + 3)

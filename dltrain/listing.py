@@ -7,22 +7,18 @@ and the metrics of its best checkpoint ("val/loss"). Filters, sorting and column
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from dltrain.config.reader import read_scalar, read_text
 from dltrain.errors import ConfigError
 from dltrain.names import did_you_mean, spell
 from dltrain.run import find_runs, is_locked, read_metrics
-
-if TYPE_CHECKING:
-    from dltrain.config.validate import ConfigFile
 
 Values = dict[str, Any]
 
@@ -189,10 +185,7 @@ def read_run(run: Path) -> RunFacts:
     if metrics:
         about |= {"epoch": metrics[-1].get("epoch"), "best_epoch": best.get("epoch")}
         about |= {key: metrics[-1][key] for key in ("step", "elapsed_s") if key in metrics[-1]}
-    given = environment_of(run).get("set")
-    given = given if isinstance(given, dict) else {}
-    tags = {key.removeprefix(_TAG): str(value) for key, value in given.items() if key.startswith(_TAG)}
-    changes = flat({key: value for key, value in given.items() if not key.startswith(_TAG)})
+    changes, tags = _changes_and_tags(environment_of(run))
     settings = changes | settings_of(run)
     settings.pop("name", None)  # the folder says it, also where the file of the config does
     return RunFacts(
@@ -225,6 +218,14 @@ def environment_of(run: Path) -> Values:
     except (OSError, ValueError):
         return {}
     return environment if isinstance(environment, dict) else {}
+
+
+def _changes_and_tags(environment: Values) -> tuple[Values, dict[str, str]]:
+    """Return what `--set` gave, by dotted key, and the tags."""
+    given, tags = ({**found} if isinstance(found := environment.get(key), dict) else {} for key in ("set", "tags"))
+    for key in [key for key in given if key.startswith(_TAG)]:  # where the first runs have their tags
+        tags[key.removeprefix(_TAG)] = given.pop(key)
+    return flat(given), {name: str(value) for name, value in tags.items()}
 
 
 def checkpoint_meta_of(run: Path) -> Values:
@@ -403,12 +404,3 @@ def read_tags(options: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--tag {option}: is not of the form NAME=VALUE; a name has letters, digits, - and _")
         tags[name] = value
     return tags
-
-
-def tagged(file: ConfigFile, tags: dict[str, str]) -> ConfigFile:
-    """Return a config whose runs write `tags` down: beside what `--set` gave, as "tag.name" in environment.json."""
-    if not tags:
-        return file
-    document = dataclasses.replace(file.document, value={**file.document.value, "tag": tags})
-    options = tuple(f"{_TAG}{name}={value}" for name, value in tags.items())
-    return dataclasses.replace(file, document=document, overrides=(*file.overrides, *options))

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from dltrain import tasks
 from dltrain.build import Builder, user_failure
 from dltrain.checkpoint import Checkpoint, compare_weights, load_weights, no_larger_than, understood
-from dltrain.config.reader import Document, override
+from dltrain.config.reader import Document
 from dltrain.config.schema import losses
 from dltrain.config.schema.base import Component, UserComponent, type_name
-from dltrain.config.schema.sections import MODELS, Config
-from dltrain.config.validate import ConfigFile, validate
+from dltrain.config.schema.sections import MODELS
+from dltrain.config.validate import ConfigFile, config_file
 from dltrain.data.prepare import Inputs, input_transform, offered
 from dltrain.data.tokenizer import BEGIN, END
 from dltrain.device import evaluating
@@ -149,9 +149,7 @@ def refuse_another_size(builder: Builder, checkpoint: Checkpoint, where: str) ->
 def config_of(checkpoint: Checkpoint, where: str, overrides: Sequence[str] = ()) -> ConfigFile:
     """Return the resolved config of a checkpoint with `section.key=value` overrides; `where` names it in messages."""
     document = Document(where, copy.deepcopy(checkpoint.meta["config"]))
-    override(document, overrides)
-    config: Config = validate(document)
-    return ConfigFile(config, document, _folder_of(checkpoint, Path(where)), text="", overrides=tuple(overrides))
+    return config_file(document, overrides, _folder_of(checkpoint, Path(where)))
 
 
 def _folder_of(checkpoint: Checkpoint, path: Path) -> str:

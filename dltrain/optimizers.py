@@ -255,7 +255,7 @@ class ScheduleFreeAdamW(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         if not betas[0] > 0:
-            raise ConfigError("optimizer.betas: schedule_free_adamw needs a first beta above 0, such as 0.9")
+            raise ConfigError("schedule_free_adamw needs a first beta above 0, such as 0.9")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

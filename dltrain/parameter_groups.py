@@ -32,7 +32,7 @@ def parameter_groups(
     parameters = dict(named_parameters)
     trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
     if not trainable:
-        raise ConfigError("optimizer: the model has no trainable parameter; unfreeze some")
+        raise ConfigError("the model has no trainable parameter; unfreeze some")
     owners = _owners(parameters, trainable, groups, decay_all)
     collected: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name in trainable:
@@ -55,13 +55,11 @@ def muon_matrices(model: nn.Module, adamw: Sequence[str] = ()) -> frozenset[str]
         parameter for module in model.modules() if isinstance(module, nn.Embedding) for parameter in module.parameters()
     }
     names = [name for name, _ in model.named_parameters()]
-    by_adamw = set(names_matching(adamw, names, "optimizer.adamw"))
+    by_adamw = set(names_matching(adamw, names, "adamw"))
     matrices = [name for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2 and p not in embeddings]
     chosen = frozenset(matrices[:-1]) - by_adamw
     if not chosen:
-        raise ConfigError(
-            "optimizer: muon is for matrices between the input and the head; this model has none; use adamw"
-        )
+        raise ConfigError("muon is for matrices between the input and the head; this model has none; use adamw")
     return chosen
 
 
@@ -95,7 +93,7 @@ def _owners(
     """Return name -> the first of `groups` that matches. Raises ConfigError for a group without effect."""
     owners: dict[str, Mapping[str, Any]] = {}
     for index, group in enumerate(groups):
-        where = f"optimizer.groups.{index}"
+        where = f"groups.{index}"
         matched = set(names_matching(group["params"], parameters, f"{where}.params"))
         own = [name for name in trainable if name in matched and name not in owners]
         if not own:

@@ -34,7 +34,6 @@ MAY_CHANGE = (
 )
 """Settings that a resumed run may have otherwise than the run that it goes on with."""
 
-
 MAX_ROLLBACKS = 3
 _MAX_SAMPLES = 16
 _FAR_ABOVE = 9.0
@@ -76,7 +75,7 @@ def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.dev
     """Make the run directory `root`/name/n, lock it, and write config.yaml, resolved.yaml and environment.json."""
     run = Run.create(root, file.name)
     with run.closed_on_error():
-        describe(run, file, facts, device, num_processes)
+        _write_description(run, file, facts, device, num_processes)
     return run
 
 
@@ -109,7 +108,7 @@ def newest_unfinished(root: Path, file: ConfigFile) -> Path | None:
 
     None where there is none. Runs with other settings than those that may change, and runs at work, are passed over.
     """
-    settings = _fixed(flat({**file.config.model_dump(), "name": file.name}))
+    settings = _fixed(flat(file.resolved))
     for run in reversed(list(find_runs(root / file.name))):
         has_checkpoint = any((run / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
         if has_checkpoint and read_run(run).about["state"] == "stopped" and _fixed(settings_of(run)) == settings:
@@ -152,12 +151,14 @@ def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     return ranks.from_first(told)
 
 
-def describe(run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int) -> None:
+def _write_description(
+    run: Run, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int
+) -> None:
     """Write config.yaml, resolved.yaml and environment.json."""
     run.write("config.yaml", file.text)
     run.write("resolved.yaml", resolved_text(file))
     host = {**environment(device), "num_processes": num_processes}
-    host |= {"num_samples": facts["num_samples"], "set": file.changes}
+    host |= {"num_samples": facts["num_samples"], "set": file.changes, "tags": dict(file.tags)}
     run.write("environment.json", json.dumps(host, indent=2) + "\n")
 
 
@@ -171,15 +172,14 @@ def meta(file: ConfigFile, facts: dict[str, Any], run: Path) -> dict[str, Any]:
 
     The folder of the config is told from the working directory and from the run: either may have moved.
     """
-    config = {**file.config.model_dump(), "name": file.name}
     versions = {"torch": torch.__version__, "num_threads": torch.get_num_threads()}
     folders = {"folder": file.folder, "folder_from_run": os.path.relpath(file.folder, run)}
-    return {"config": config, "facts": facts, **folders, **versions}
+    return {"config": file.resolved, "facts": facts, **folders, **versions}
 
 
 def check_resumable(saved: Checkpoint, file: ConfigFile, facts: dict[str, Any], where: str) -> None:
     """Raise ConfigError if the config differs where it may not, DataError if the data have changed."""
-    before, after = flat(saved.meta["config"]), flat({**file.config.model_dump(), "name": file.name})
+    before, after = flat(saved.meta["config"]), flat(file.resolved)
     changed = [
         f"{file.place(*_keys(key))}: is {after.get(key)!r}, the run was made with {before.get(key)!r}"
         for key in sorted(before.keys() | after.keys())

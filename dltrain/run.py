@@ -190,6 +190,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def is_metric(column: str) -> bool:
+    """Return whether a column of metrics.jsonl is a metric of a split, such as val/loss, and not a step or a time."""
+    return "/" in column
+
+
 def find_runs(root: Path) -> Iterator[Path]:
     """Yield the run directories at or below `root`, oldest name first."""
     if (root / "checkpoints").is_dir():

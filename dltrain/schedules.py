@@ -83,7 +83,7 @@ def wsd(step: int, total: int, *, decay: int, final: float = 0.0, warmup: int = 
     _require_at_least_one("decay", decay)
     if warmup + decay > total:
         raise ConfigError(
-            f"schedule: warmup ({warmup} steps) and decay ({decay} steps) are longer than the training "
+            f"warmup ({warmup} steps) and decay ({decay} steps) are longer than the training "
             f"({total} steps); shorten one of them"
         )
     factor = _warmup_factor(step, total, warmup)

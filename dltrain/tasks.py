@@ -6,7 +6,7 @@ of sequences are `SEQUENCE_TASKS`: their source makes the targets, one token for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -65,10 +65,7 @@ class Classification:
         """Return columns for outputs (B, K): the class and the probability of each."""
         probabilities = output.float().softmax(1).cpu()
         best = probabilities.argmax(1).tolist()
-        columns: dict[str, list[Any]] = {"prediction": [self.classes[index] for index in best]}
-        for index, name in enumerate(self.classes):
-            columns[f"probability_{name}"] = [round(p, 6) for p in probabilities[:, index].tolist()]
-        return columns
+        return {"prediction": [self.classes[index] for index in best], **_columns_of(probabilities, self.classes)}
 
 
 @dataclass(frozen=True)
@@ -131,10 +128,7 @@ class Multilabel:
         probabilities = output.float().sigmoid().cpu()
         chosen = (probabilities > 0.5).tolist()
         joined = [self.separator.join(name for name, on in zip(self.labels, row, strict=True) if on) for row in chosen]
-        columns: dict[str, list[Any]] = {"prediction": joined}
-        for index, name in enumerate(self.labels):
-            columns[f"probability_{name}"] = [round(p, 6) for p in probabilities[:, index].tolist()]
-        return columns
+        return {"prediction": joined, **_columns_of(probabilities, self.labels)}
 
 
 @dataclass(frozen=True)
@@ -300,6 +294,14 @@ def _require_width(samples: Samples, targets: np.ndarray, width: int) -> None:
 
 def _split_labels(text: Any, separator: str) -> list[str]:
     return [label.strip() for label in str(text).split(separator) if label.strip()]
+
+
+def _columns_of(probabilities: Tensor, names: Sequence[Any]) -> dict[str, list[Any]]:
+    """Return the column of each class or label of `probabilities` (B, K)."""
+    return {
+        f"probability_{name}": [round(p, 6) for p in column]
+        for name, column in zip(names, probabilities.T.tolist(), strict=True)
+    }
 
 
 def _unknown_label(place: str, label: Any, known: list[Any]) -> DataError:

@@ -131,13 +131,13 @@ def test_a_folder_that_was_importable_before_stays_so(monkeypatch: pytest.Monkey
             "schedule: {type: own.py:f}",
             ("schedule",),
             "def f(step, total, every): return 1.0",
-            "3:11: schedule: own.py:f needs every; it is called with (step, total_steps)",
+            "3:11: schedule: own.py:f needs every; it is called with (step, total)",
         ),
         (
             "schedule: {type: own.py:f}",
             ("schedule",),
             "def f(step): return 1.0",
-            "3:18: schedule.type: own.py:f takes step; it is called with (step, total_steps)",
+            "3:18: schedule.type: own.py:f takes step; it is called with (step, total)",
         ),
         (
             "schedule: {type: own.py:f, total: 5}",

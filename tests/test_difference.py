@@ -62,7 +62,7 @@ def test_diff_tells_versions_apart_and_leaves_out_what_is_the_same(pair: tuple[P
     copy = tmp_path / "1"
     subprocess.run(["cp", "-r", pair[1], copy], check=True)
     environment = json.loads((copy / "environment.json").read_text())
-    (copy / "environment.json").write_text(json.dumps({**environment, "torch": "1.0", "set": {"tag.who": "ana"}}))
+    (copy / "environment.json").write_text(json.dumps({**environment, "torch": "1.0", "tags": {"who": "ana"}}))
     found = diff(pair[1], copy)
     assert found["environment"] == {"torch": {"a": environment["torch"], "b": "1.0"}}
     assert found["tags"] == {"who": {"b": "ana"}}

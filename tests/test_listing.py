@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dltrain.config.reader import write_text
 from dltrain.errors import ConfigError
-from dltrain.listing import flat, list_runs, read_tags, show, tagged, write_csv
+from dltrain.listing import flat, list_runs, read_tags, show, write_csv
 from dltrain.run import Run
 from tests.small_runs import fit_with_stops, small_config
 
@@ -141,7 +142,7 @@ def make_trained(
     model = {"type": "mlp", "hidden": [8, 8], "bias": True, **more}
     run.write("resolved.yaml", write_text({"name": None, "seed": 0, "model": model, "optimizer": {"lr": lr}}))
     given = {"optimizer.lr": lr} if changed else {}
-    run.write("environment.json", json.dumps({"set": given | {f"tag.{k}": v for k, v in (tags or {}).items()}}))
+    run.write("environment.json", json.dumps({"set": given, "tags": tags or {}}))
     run.write("log.txt", f"2026-01-0{run.folder.name} 10:00:00 start\n2026-01-01 10:00:01 finished\n")
     return run.folder
 
@@ -310,9 +311,16 @@ def test_the_last_tag_of_a_name_counts() -> None:
 def test_tags_are_kept_by_a_run_that_is_stopped_and_resumed_and_are_no_settings(
     tmp_path: Path, no_curves: None
 ) -> None:
-    file = tagged(small_config(tmp_path), {"owner": "ana", "note": "0x10"})
+    file = replace(small_config(tmp_path, {}), tags={"owner": "ana", "note": "0x10"})
     run = fit_with_stops(file, tmp_path / "runs", stops=(5,))
     (row,) = list_runs(tmp_path / "runs")
     assert (row["tag.owner"], row["tag.note"], row["state"]) == ("ana", "0x10", "finished")
     assert "tag" not in (run / "resolved.yaml").read_text()
     assert "tag" not in (run / "config.yaml").read_text()
+
+
+def test_the_tags_of_the_first_runs_are_read(tmp_path: Path) -> None:
+    run = make_trained(tmp_path, 0.1, 0.5)
+    (run / "environment.json").write_text(json.dumps({"set": {"optimizer.lr": 0.1, "tag.owner": "ana"}}))
+    (row,) = list_runs(tmp_path)
+    assert (row["tag.owner"], row["optimizer.lr"]) == ("ana", 0.1)

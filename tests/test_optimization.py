@@ -82,3 +82,20 @@ def test_the_learning_rate_is_that_of_the_config_whatever_the_groups_have(tmp_pa
     plan = plan_of(tmp_path, {"optimizer": {"type": "adamw", "lr": 0.1, "groups": groups}})
     assert plan.lr == 0.1
     assert {group["base_lr"] for group in plan.state.optimizer.param_groups} == {0.1, 1e-9}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "what"),
+    [
+        (
+            {"groups": [{"params": "haed.*", "lr": 0.5}]},
+            "groups.0.params: 'haed.*' matches no parameter; the nearest are ",
+        ),
+        ({"type": "muon", "adamw": ["haed.*"]}, "adamw: 'haed.*' matches no parameter; the nearest are "),
+        ({"type": "muon", "adamw": ["*"]}, "muon is for matrices between the input and the head; "),
+    ],
+)
+def test_options_of_the_optimizer_that_do_not_fit_the_model_are_said_with_their_place(
+    optimizer: Sections, what: str, tmp_path: Path
+) -> None:
+    assert refusal(tmp_path, {"optimizer": optimizer}).startswith(f"optimizer: {what}")

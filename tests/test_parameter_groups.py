@@ -69,15 +69,15 @@ def test_frozen_parameters_are_left_out() -> None:
     [
         (
             [{"params": "haed.*", "lr": 0.5}],
-            "optimizer.groups.0.params: 'haed.*' matches no parameter; the nearest are head.bias, head.weight",
+            "groups.0.params: 'haed.*' matches no parameter; the nearest are head.bias, head.weight",
         ),
         (
             [{"params": "*", "lr": 0.5}, {"params": "head.*", "lr": 0.5}],
-            "optimizer.groups.1.params: all it matches is frozen or in a group before it; move it up",
+            "groups.1.params: all it matches is frozen or in a group before it; move it up",
         ),
         (
             [{"params": "*.bias", "weight_decay": 0.5}],
-            "optimizer.groups.0.weight_decay: biases and norms do not decay; set decay_all: true",
+            "groups.0.weight_decay: biases and norms do not decay; set decay_all: true",
         ),
     ],
 )
@@ -106,5 +106,5 @@ def test_muon_takes_hidden_matrices() -> None:
 def test_muon_without_hidden_matrix_is_an_error() -> None:
     with pytest.raises(ConfigError, match="this model has none; use adamw"):
         muon_matrices(nn.Linear(3, 2))
-    with pytest.raises(ConfigError, match=r"optimizer.adamw: 'boby.\*' matches no parameter"):
+    with pytest.raises(ConfigError, match=r"^adamw: 'boby.\*' matches no parameter"):
         muon_matrices(Model(), ["boby.*"])

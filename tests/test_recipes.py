@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dltrain.config.validate import load_config
-from dltrain.listing import list_runs, tagged
+from dltrain.listing import list_runs
 from dltrain.train import fit
 from tests.small_runs import StopAt, write_config
 
@@ -47,7 +48,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     path = write_config(folder, {"train": {"duration": "1 epochs"}}, name="config.yaml")
     for lr in (1e-3, 1e-2):
-        fit(tagged(load_config(path, [f"optimizer.lr={lr}"]), {"sweep": "lr"}), root=folder / "runs")
+        fit(replace(load_config(path, [f"optimizer.lr={lr}"]), tags={"sweep": "lr"}), root=folder / "runs")
     with pytest.raises(Exception, match="stopped at step 2 of 4"):
         fit(load_config(path), root=folder / "runs", progress=StopAt(2))
     (folder / "bin").mkdir()

@@ -160,8 +160,7 @@ def test_exponential_falls_by_gamma_in_each_period() -> None:
         ),
         (
             lambda: schedules.wsd(0, 50, decay=30, warmup=30),
-            "schedule: warmup (30 steps) and decay (30 steps) are longer than the training (50 steps); "
-            "shorten one of them",
+            "warmup (30 steps) and decay (30 steps) are longer than the training (50 steps); shorten one of them",
         ),
         (
             lambda: schedules.one_cycle(0, 50, peak_at=50),

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +96,7 @@ def fit(
 
             resume = newest_unfinished(out, file) if ranks.first else None  # the others are told
         summary = fit(
-            listing.tagged(file, tags),
+            replace(file, tags=tags),
             root=out,
             resume=resume,
             progress=progress,

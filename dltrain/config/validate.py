@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -39,12 +39,19 @@ class ConfigFile:
     """The file as the user wrote it."""
     overrides: tuple[str, ...] = ()
     """The `section.key=value` options that changed it."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What its runs are marked with; no settings."""
 
     @property
     def name(self) -> str:
         """Name of the runs of this config: its own, or its file's with '-' for what a name cannot hold."""
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.document.name).stem).lstrip("._-")
         return self.config.name or stem or "run"
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The config with all defaults and the name of its runs, as plain values."""
+        return {**self.config.model_dump(), "name": self.name}
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -67,16 +74,16 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Raises ConfigError that holds all mistakes, a line each, as `file:line:column: what; what is possible`.
     """
-    document = read_file(path)
+    return config_file(read_file(path), overrides, folder=os.path.relpath(Path(path).resolve().parent))
+
+
+def config_file(document: Document, overrides: Sequence[str], folder: str) -> ConfigFile:
+    """Change `document` by the `section.key=value` overrides and validate it; its paths start in `folder`.
+
+    Raises ConfigError as `load_config` does.
+    """
     override(document, overrides)
-    config = validate(document)
-    return ConfigFile(
-        config,
-        document,
-        folder=os.path.relpath(Path(path).resolve().parent),
-        text=document.text,
-        overrides=tuple(overrides),
-    )
+    return ConfigFile(validate(document), document, folder, document.text, tuple(overrides))
 
 
 def validate(document: Document) -> Config:

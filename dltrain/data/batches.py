@@ -126,7 +126,8 @@ def _block_size(sample_bytes: int) -> int:
 def _in_blocks(num_samples: int, block_size: int, rng: torch.Generator) -> Tensor:
     """Return all samples: the blocks in random order, and of so many as are read at once, the samples in random order.
 
-    The scheme of FFCV's "quasi-random" order (Leclerc et al., 2023, https://arxiv.org/abs/2306.12517).
+    After FFCV's QUASI_RANDOM (Leclerc et al. 2023, https://arxiv.org/abs/2306.12517), which takes each sample from one
+    of some blocks that are open, and opens the next block as soon as one of them is used up.
     """
     starts = torch.randperm(-(-num_samples // block_size), generator=rng) * block_size
     parts = []

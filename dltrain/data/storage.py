@@ -29,7 +29,8 @@ _ALWAYS_IN_MEMORY_BYTES = 16 * 2**20
 _SHARE_OF_MEMORY = 1 / 8
 """An array beyond this share goes to the disk: while data are prepared there are three or four of them at a time (what
 was read, the split taken from it, what is encoded), and the process itself needs the rest."""
-_BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 16 * 2**20
+"""Of an array that is worked on in blocks: about so much at a time."""
 _OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _FIRST_DRAW_S = 1.0
 _SECONDS_BETWEEN_DRAWS = 0.2
@@ -104,9 +105,10 @@ def gather(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return result
 
 
-def blocks_of_rows(array: np.ndarray) -> Iterator[slice]:
-    """Yield slices of axis 0 that cover `array` in order, each of some 16 MiB."""
-    num_rows = max(_BLOCK_BYTES // max(array[:1].nbytes, 1), 1)
+def blocks_of_rows(array: np.ndarray, dtype: np.dtype | type | None = None) -> Iterator[slice]:
+    """Yield slices of axis 0 that cover `array` in order, each of some 16 MiB once its values are of `dtype`."""
+    item_bytes = np.dtype(array.dtype if dtype is None else dtype).itemsize
+    num_rows = max(BLOCK_BYTES // max(array[:1].size * item_bytes, 1), 1)
     for start in range(0, len(array), num_rows):
         yield slice(start, start + num_rows)
 

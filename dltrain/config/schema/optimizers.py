@@ -1,6 +1,6 @@
 """Settings of the optimizers, torch's and our own, and of parameter groups.
 
-Fields in `build_only` are not arguments of the optimizer: `dltrain.optimizers.parameter_groups` takes them.
+Fields in `build_only` are not arguments of the optimizer: `dltrain.optimization` reads them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dltrain.data.columns import Samples
 from dltrain.data.sources.fingerprint import fingerprint_arrays
-from dltrain.data.sources.scaling import Scale, apply_scaling, fit_scaling, image_statistics, row_blocks
+from dltrain.data.sources.scaling import Scale, apply_scaling, fit_scaling, image_statistics
 from dltrain.data.split import NAMES
 from dltrain.data.storage import allocate, blocks_of_rows, gather
 from dltrain.errors import ConfigError, DataError
@@ -165,7 +165,7 @@ def _to_array(data: Any, name: str) -> np.ndarray:
 def _check_finite(array: np.ndarray, name: str, start: int = 0) -> None:
     if array.dtype.kind != "f":
         return
-    for rows in row_blocks(array):
+    for rows in blocks_of_rows(array):
         with np.errstate(over="ignore"):
             finite = np.isfinite(array[rows].astype(np.float32, copy=False))
         if not finite.all():

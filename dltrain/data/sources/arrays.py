@@ -22,8 +22,9 @@ from dltrain.data.sources.array_samples import (
     unlabelled,
 )
 from dltrain.data.sources.fingerprint import fingerprint_files
-from dltrain.data.sources.scaling import BLOCK_BYTES, Scale
+from dltrain.data.sources.scaling import Scale
 from dltrain.data.split import NAMES
+from dltrain.data.storage import BLOCK_BYTES
 from dltrain.errors import ConfigError, DataError
 from dltrain.names import did_you_mean
 

@@ -6,24 +6,13 @@ blocks of rows, so memory stays small and a result does not depend on the type o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
-from dltrain.data.storage import allocate
+from dltrain.data.storage import allocate, blocks_of_rows
 
 Scale = Literal["none", "standard", "minmax"]
-
-BLOCK_BYTES = 16 * 2**20
-
-
-def row_blocks(array: np.ndarray) -> Iterator[slice]:
-    """Yield slices of axis 0 that cover `array` in order, each of some 16 MiB once its values are float64."""
-    row_bytes = max(8 * int(np.prod(array.shape[1:])), 1)
-    num_rows = max(BLOCK_BYTES // row_bytes, 1)
-    for start in range(0, len(array), num_rows):
-        yield slice(start, start + num_rows)
 
 
 def fit_scaling(array: np.ndarray, scale: Scale) -> dict[str, list[float]]:
@@ -47,7 +36,7 @@ def fit_scaling(array: np.ndarray, scale: Scale) -> dict[str, list[float]]:
 
 def _mean_and_deviation(array: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     count = array.size // array.shape[1]
-    blocks = list(row_blocks(array))
+    blocks = list(blocks_of_rows(array, np.float64))
     mean = sum(array[rows].sum(axis=axes, dtype=np.float64) for rows in blocks) / count
     aligned = _align(mean, array.ndim)
     squares = sum(np.square(array[rows] - aligned).sum(axis=axes) for rows in blocks)
@@ -58,7 +47,7 @@ def apply_scaling(array: np.ndarray, scaling: dict[str, list[float]]) -> np.ndar
     """Return (array - shift) / factor as a new float32 array of the same shape (N, F, ...)."""
     shift, factor = (_align(np.array(scaling[key]), array.ndim) for key in ("shift", "factor"))
     scaled = allocate(array.shape, np.float32)
-    for rows in row_blocks(array):
+    for rows in blocks_of_rows(array, np.float64):
         with np.errstate(all="ignore"):  # what is not finite is noticed with its row
             scaled[rows] = (array[rows] - shift) / factor
     return scaled
@@ -74,7 +63,7 @@ def image_statistics(pixels: np.ndarray, scale: Scale = "standard") -> dict[str,
     if scale == "none":
         return {"mean": [0.0] * num_channels, "std": [1.0] * num_channels}
     histogram = np.zeros((num_channels, 256), np.int64)
-    for rows in row_blocks(pixels):
+    for rows in blocks_of_rows(pixels, np.float64):
         for channel in range(num_channels):
             histogram[channel] += np.bincount(pixels[rows, channel].ravel(), minlength=256)
     levels = np.arange(256) / 255
