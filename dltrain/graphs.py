@@ -116,6 +116,6 @@ def _record(
                 step()
         computing.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=aside):
             result = step()
     return graph.replay, result

@@ -172,7 +172,7 @@ def work_config(name: str, folder: Path) -> ConfigFile:
     """Return the config of a work of the benchmark, on few data and on the device."""
     tree = WORKS[name].config(TEXTS[name](folder))
     steps = dict.fromkeys(("duration", "evaluate_every", "checkpoint_every"), f"{NUM_STEPS} steps")
-    tree["train"] |= {**steps, "device": DEVICE}
+    tree["train"] |= {**steps, "device": DEVICE, "batch_size": 32}  # torch embeds more than 3,072 tokens in another way
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return load_config(path)

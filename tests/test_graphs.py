@@ -147,6 +147,35 @@ def test_a_profile_sees_a_recorded_step_as_one_part(tmp_path: Path, monkeypatch:
     assert not any(line.startswith("  forward ") and line.split()[1] == "0.000" for line in said)
 
 
+class Marks:
+    """A watcher that marks what autograd keeps of each parameter while a step is computed."""
+
+    def begin(self, run: Path, plan: Any) -> None:
+        self.parameters, self.num_steps = list(plan.network.model.parameters()), 0
+
+    def part(self, name: str, function: Any) -> Any:
+        def marked(*arguments: Any) -> Any:
+            for kept in self.kept():
+                kept["marked"] = True
+            return function(*arguments)
+
+        return marked if name == "backward" else function
+
+    def step(self, state: Any, num_samples: int) -> None:
+        assert not any("marked" in kept for kept in self.kept())
+        self.num_steps += 1
+
+    def kept(self) -> list[dict[Any, Any]]:
+        return [p.view_as(p).grad_fn.next_functions[0][0].metadata for p in self.parameters]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_leaves_nothing_of_autograd_behind_that_belongs_to_its_stream(case: str, tmp_path: Path) -> None:
+    marks = Marks()
+    fit(small_config(tmp_path, CASES[case]), root=tmp_path / "runs", watcher=marks)
+    assert marks.num_steps == 12
+
+
 def test_without_a_gpu_graphs_are_refused_with_the_place(tmp_path: Path) -> None:
     write_arrays(tmp_path / "data.npz")
     with pytest.raises(
