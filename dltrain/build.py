@@ -64,11 +64,18 @@ class Builder:
 
     @contextlib.contextmanager
     def at(self, *keys: str | int, only: type[DltrainError] = DltrainError) -> Iterator[None]:
-        """Context in which our errors, or `only` those of one kind, get the place of `keys` in the config."""
+        """Context in which our errors, or `only` those of one kind, get the place of `keys` in the config.
+
+        One that begins with a setting that the user wrote there, such as "warmup: is too long", gets that one's place.
+        """
         try:
             yield
         except only as error:
-            raise type(error)(f"{self.file.place(*keys)}: {error}") from error.__cause__
+            name, _, what = str(error).partition(": ")
+            inner = (*keys, *(int(key) if key.isdecimal() else key for key in name.split(".")))
+            is_written = bool(what) and inner in self.file.document.value_places
+            message = f"{self.file.place(*inner)}: {what}" if is_written else f"{self.file.place(*keys)}: {error}"
+            raise type(error)(message) from error.__cause__
 
     def build(
         self,

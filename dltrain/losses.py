@@ -256,10 +256,10 @@ def _class_weights(weights: Weights, counts: Sequence[int] | None, num_classes: 
     if weights is None:
         return None
     if weights != "balanced":
-        return _given_weights("loss.class_weights", weights, num_classes, "classes")
+        return _given_weights("class_weights", weights, num_classes, "classes")
     if counts is None:
-        raise ConfigError("loss.class_weights: 'balanced' needs counts of classes; give one number per class")
-    _require_all_present("loss.class_weights", counts, "class", "no training sample")
+        raise ConfigError("class_weights: 'balanced' needs counts of classes; give one number per class")
+    _require_all_present("class_weights", counts, "class", "no training sample")
     return torch.tensor([sum(counts) / (len(counts) * number) for number in counts])
 
 
@@ -270,11 +270,11 @@ def _positive_weights(
     if weights is None:
         return None
     if weights != "balanced":
-        return _given_weights("loss.pos_weight", weights, num_labels, "labels")
+        return _given_weights("pos_weight", weights, num_labels, "labels")
     if counts is None or num_samples is None:
-        raise ConfigError("loss.pos_weight: 'balanced' needs counts of labels; give one number per label")
-    _require_all_present("loss.pos_weight", counts, "label", "no positive training sample")
-    _require_all_present("loss.pos_weight", [num_samples - n for n in counts], "label", "no negative training sample")
+        raise ConfigError("pos_weight: 'balanced' needs counts of labels; give one number per label")
+    _require_all_present("pos_weight", counts, "label", "no positive training sample")
+    _require_all_present("pos_weight", [num_samples - n for n in counts], "label", "no negative training sample")
     return torch.tensor([(num_samples - number) / number for number in counts])
 
 

@@ -104,7 +104,8 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     """
     settings = builder.file.config.train
     _check_ranks(builder, ranks)
-    device = open_device(settings.device, ranks.local_index)
+    with builder.at("train"):
+        device = open_device(settings.device, ranks.local_index)
     set_deterministic(settings.deterministic)
     if settings.compile is True and (missing := missing_compiler(device)):
         raise ConfigError(f"{builder.file.place('train', 'compile')}: is true, and {missing}; set it to auto or false")

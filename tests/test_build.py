@@ -287,3 +287,12 @@ def test_code_that_a_checkpoint_names_runs_only_if_it_is_trusted() -> None:
         build_model("{type: 'os:getcwd'}", trusted=[])
     assert build_model("{type: own.py:f}", CODE_THAT_RUNS, trusted=["configs/own.py"]) == 5
     assert Path("it_ran").exists()
+
+
+def test_what_a_target_says_of_a_setting_has_the_place_of_that_setting() -> None:
+    assert problem_of("{type: mlp, hidden: [8], norm: batch, embedding_dim: 3}").startswith(
+        "configs/c.yaml:2:61: model.embedding_dim: the data have no categorical columns"
+    )
+    # With all defaults, `norm` is nowhere in the config.
+    code = "from dltrain.errors import ConfigError\ndef f(): raise ConfigError('norm: is bad')"
+    assert problem_of("{type: own.py:f}", code) == "configs/c.yaml:2:8: model: norm: is bad"

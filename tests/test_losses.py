@@ -176,16 +176,15 @@ def test_weights_follow_the_output() -> None:
     [
         (
             lambda: losses.CrossEntropy(class_weights=[1.0, 2.0], num_classes=3),
-            "loss.class_weights: has 2 numbers, the data have 3 classes; give one for each",
+            "class_weights: has 2 numbers, the data have 3 classes; give one for each",
         ),
         (
             lambda: losses.Focal(class_weights="balanced", class_counts=[3, 0]),
-            "loss.class_weights: 'balanced' is not defined, class 1 has no training sample; give a list of numbers",
+            "class_weights: 'balanced' is not defined, class 1 has no training sample; give a list of numbers",
         ),
         (
             lambda: losses.BinaryCrossEntropy("balanced", positive_counts=[5, 9], num_samples=9),
-            "loss.pos_weight: 'balanced' is not defined, label 1 has no negative training sample; "
-            "give a list of numbers",
+            "pos_weight: 'balanced' is not defined, label 1 has no negative training sample; give a list of numbers",
         ),
     ],
 )

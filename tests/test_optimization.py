@@ -42,7 +42,7 @@ def test_a_schedule_of_your_own_needs_all_of_its_arguments(tmp_path: Path) -> No
 
 def test_a_schedule_that_does_not_fit_the_training_is_said_with_its_place(tmp_path: Path) -> None:
     found = refusal(tmp_path, {"schedule": {"type": "cosine", "warmup": "500 steps"}})
-    assert found == "schedule: warmup: 500 steps do not fit in a training of 12; possible: less than 12"
+    assert found == "schedule.warmup: 500 steps do not fit in a training of 12; possible: less than 12"
 
 
 def test_a_schedule_of_your_own_must_give_a_factor(tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_the_learning_rate_is_that_of_the_config_whatever_the_groups_have(tmp_pa
     [
         (
             {"groups": [{"params": "haed.*", "lr": 0.5}]},
-            "groups.0.params: 'haed.*' matches no parameter; the nearest are ",
+            "optimizer.groups.0.params: 'haed.*' matches no parameter; the nearest are ",
         ),
-        ({"type": "muon", "adamw": ["haed.*"]}, "adamw: 'haed.*' matches no parameter; the nearest are "),
-        ({"type": "muon", "adamw": ["*"]}, "muon is for matrices between the input and the head; "),
+        ({"type": "muon", "adamw": ["haed.*"]}, "optimizer.adamw: 'haed.*' matches no parameter; the nearest are "),
+        ({"type": "muon", "adamw": ["*"]}, "optimizer: muon is for matrices between the input and the head; "),
     ],
 )
 def test_options_of_the_optimizer_that_do_not_fit_the_model_are_said_with_their_place(
     optimizer: Sections, what: str, tmp_path: Path
 ) -> None:
-    assert refusal(tmp_path, {"optimizer": optimizer}).startswith(f"optimizer: {what}")
+    assert refusal(tmp_path, {"optimizer": optimizer}).startswith(what)

@@ -42,6 +42,13 @@ def test_a_model_that_cannot_learn_is_refused(tmp_path: Path) -> None:
         make_plan(Builder(load_config(path)))
 
 
+def test_a_device_that_is_not_there_is_said_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert refusal(tmp_path, {"train": {"device": "cuda:1"}}).startswith(
+        "train.device: 'cuda:1' asks for a CUDA device"
+    )
+
+
 def test_micro_batches_larger_than_the_batch_are_refused(tmp_path: Path) -> None:
     found = refusal(tmp_path, {"train": {"micro_batch_size": 17}})
     assert found == "train.micro_batch_size: 17 cannot take effect: train.batch_size is 16"
