@@ -5,6 +5,7 @@
   * DataError        3   the data are wrong
   * TrainingError    4   training failed: out of memory, full disk
     * Diverged       4   loss, gradient or weights are not finite
+    * Lost           4   another process of the training does not answer
   * CheckpointError  5   the checkpoint is wrong
   * Stopped      128+n   stopped by signal n: 130 after Ctrl-C, 143 after SIGTERM
 
@@ -46,6 +47,10 @@ class TrainingError(DltrainError):
 
 class Diverged(TrainingError):
     """The numbers of a training are not finite, which its settings bring about."""
+
+
+class Lost(TrainingError):
+    """Another process of the training does not answer, most often since it has failed."""
 
 
 class CheckpointError(DltrainError):

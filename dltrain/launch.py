@@ -34,6 +34,7 @@ class Place:
     num_local: int
     """Processes on this machine."""
     machine: int
+    num_machines: int
 
 
 def is_one_of_several() -> bool:
@@ -43,7 +44,12 @@ def is_one_of_several() -> bool:
 
 def place() -> Place:
     """Return where this process is among several."""
-    return Place(_number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1), _number("GROUP_RANK", 0))
+    return Place(
+        _number("LOCAL_RANK", 0),
+        _number("LOCAL_WORLD_SIZE", 1),
+        _number("GROUP_RANK", 0),
+        _number("GROUP_WORLD_SIZE", 1),
+    )
 
 
 def hush_torch() -> None:
@@ -107,8 +113,6 @@ def launch(number: int) -> int:
 def _start(index: int, number: int, port: int) -> subprocess.Popen[bytes]:
     place = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "GROUP_RANK": 0}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    if sys.platform == "linux":  # else gloo looks up the machine's name, which may lead nowhere
-        meeting |= {"GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "dltrain", *sys.argv[1:]],
         env={

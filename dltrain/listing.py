@@ -269,7 +269,7 @@ def _log(run: Path) -> tuple[str, str]:
         return "", "stopped"
     messages = [line[20:] for line in lines]
     last = next((m for m in reversed(messages) if m.startswith(("start", "resume", "finished", "ended by"))), "")
-    failed = last.startswith("ended by") and not last.startswith("ended by Stopped")
+    failed = last.startswith("ended by") and not last.startswith(("ended by Stopped", "ended by Lost"))
     state = "finished" if last.startswith("finished") else "failed" if failed else "stopped"
     return lines[0][:19] if lines else "", state
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -23,7 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from dltrain import launch
 from dltrain.device import limit_threads
-from dltrain.errors import Stopped, TrainingError
+from dltrain.errors import Lost, Stopped
+from dltrain.meeting import choose_interface, part_of_this_start
 
 _T = TypeVar("_T")
 
@@ -99,6 +99,16 @@ class Ranks:
         with _connected():
             dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
         return values[0]
+
+    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the first process's tensors by name, on the CPU, whatever the others give."""
+        kinds = self.from_first({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        if self.first:
+            taken = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        else:
+            taken = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in kinds.items()}
+        self.take_from_first(tensor.view(-1).view(torch.uint8) for tensor in taken.values())
+        return taken
 
     def first_text(self, text: str) -> str:
         """Return the text of the first process that has one."""
@@ -188,10 +198,8 @@ def joined(timeout_s: float = _TIMEOUT_S) -> Iterator[Ranks]:
     on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     with _voice_of(place.local_index == 0), _connected():
         store, index, size = cast(Any, next(rendezvous("env://", timeout=timeout)))
-        if size == place.num_local:
-            # torchrun keeps its store when it starts processes anew, and with it the addresses of those that have died.
-            # On several hosts the counts of restarts may differ.
-            store = distributed_c10d.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = part_of_this_start(store, index, size, timeout_s)
+        choose_interface(store, place.machine, place.num_machines)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=index, world_size=size, timeout=timeout)
     ranks = Ranks(index, size, place.local_index, place.machine, distributed_c10d.PrefixStore("dltrain", store))
@@ -203,7 +211,7 @@ def joined(timeout_s: float = _TIMEOUT_S) -> Iterator[Ranks]:
         if not ranks.first:
             raise SystemExit(error.exit_code) from None
         raise
-    except _Lost:
+    except Lost:
         time.sleep(_PATIENCE_S)
         with _voice_of(place.local_index == 0):
             raise
@@ -214,18 +222,14 @@ def joined(timeout_s: float = _TIMEOUT_S) -> Iterator[Ranks]:
         dist.destroy_process_group()  # or the threads of gloo may abort the process at its exit
 
 
-class _Lost(TrainingError):
-    """Another process does not answer, most often since it has failed."""
-
-
 @contextlib.contextmanager
 def _connected() -> Iterator[None]:
-    """Raise _Lost where a collective fails."""
+    """Raise Lost where a collective fails."""
     try:
         yield
     except RuntimeError as error:
         cause = str(error).partition("\n")[0]
-        raise _Lost(f"another process of this training does not answer any more: {cause}") from None
+        raise Lost(f"another process of this training does not answer any more: {cause}") from None
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ MAY_CHANGE = (
 MAX_ROLLBACKS = 3
 _MAX_SAMPLES = 16
 _FAR_ABOVE = 9.0
+_NOTHING = Checkpoint({}, {})
 
 
 def open_run(
@@ -51,24 +52,31 @@ def open_run(
     """Begin a run, or go on with the one at `resume`: see `begin` and `reopen`.
 
     Of several processes the first does so. The others learn from it which run it is, take over the state, and write
-    nothing.
+    nothing; nor do they read, since it may be another machine's disk.
     """
-    run, damage = None, ""
+    run, saved, damage = None, _NOTHING, ""
     if ranks.first:
         if resume is None:
             run = begin(root, file, facts, device, ranks.size)
         else:
-            run, damage = reopen(resume, file, facts, state)
+            run, saved, damage = reopen(resume, file, facts, state)
     folder, resumed = ranks.from_first((str(run.folder) if run is not None else "", resume is not None))
-    if run is None:
-        run = Run(Path(folder))
-        if resumed:
-            path, saved, _ = checkpoints.load_last(run.folder)
-            state.restore(saved, str(path))
-            state.metrics.reset()  # the first process has those of all
+    if resumed:
+        take_over(saved, state, ranks)
+    run = run or Run(Path(folder))
     if not ranks.alone and file.config.train.threads is None:
         torch.set_num_threads(ranks.from_first(torch.get_num_threads()))
     return run, damage
+
+
+def take_over(saved: Checkpoint, state: State, ranks: Ranks) -> None:
+    """Put the checkpoint that the first process has put into its `state` into that of the others; all call it."""
+    if ranks.alone:
+        return
+    checkpoint = Checkpoint(ranks.tensors_from_first(saved.tensors), ranks.from_first(saved.meta))
+    if not ranks.first:
+        state.restore(checkpoint, "the first process's checkpoint")
+        state.metrics.reset()  # the first process has those of all
 
 
 def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.device, num_processes: int = 1) -> Run:
@@ -79,10 +87,10 @@ def begin(root: Path, file: ConfigFile, facts: dict[str, Any], device: torch.dev
     return run
 
 
-def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) -> tuple[Run, str]:
+def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) -> tuple[Run, Checkpoint, str]:
     """Lock the run directory `folder` and put its last good checkpoint into `state`; metrics past it are cut off.
 
-    Return the run, and what the user should be told: which checkpoint is damaged, if one is.
+    Return the run, the checkpoint, and what the user should be told: which checkpoint is damaged, if one is.
     Raises ConfigError if the config differs where it may not, DataError if the data have changed, CheckpointError if
     there is no good checkpoint.
     """
@@ -100,7 +108,7 @@ def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) 
             run.log(damage)
         run.cut_metrics(state.step)
         run.write("resolved.yaml", resolved_text(file))
-    return run, damage
+    return run, saved, damage
 
 
 def newest_unfinished(root: Path, file: ConfigFile) -> Path | None:
@@ -124,7 +132,7 @@ def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
 def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     """Put the newest checkpoint of an earlier step back into `state`; return what the user is told.
 
-    It becomes the last one, which other processes than the first then take over. Which it is depends on when
+    It becomes the last one; other processes than the first take it over from that. Which it is depends on when
     checkpoints were written, and so may the weights that follow. Raises Diverged with `reason` where there is none, or
     after too many times.
     """
@@ -133,9 +141,8 @@ def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     failed_at, num_rollbacks = state.step, state.num_rollbacks + 1
     if not ranks.first:
         told = ranks.from_first("")
-        state.restore(checkpoints.load(run.checkpoints / LAST), str(run.checkpoints / LAST))
+        take_over(_NOTHING, state, ranks)
         state.num_rollbacks = num_rollbacks
-        state.metrics.reset()
         return told
     for path in (run.checkpoints / LAST, run.checkpoints / PREVIOUS):
         if path.exists() and (saved := checkpoints.load(path)).meta["step"] < failed_at:
@@ -148,7 +155,9 @@ def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     run.cut_metrics(state.step)
     told = f"step {failed_at}: not finite; back to step {state.step} with {state.lr_factor:g} of the learning rate"
     run.log(told)
-    return ranks.from_first(told)
+    told = ranks.from_first(told)
+    take_over(saved, state, ranks)
+    return told
 
 
 def _write_description(
@@ -210,7 +219,7 @@ def not_finite(
         steps_per_epoch: of the training.
         run: whose checkpoint is kept.
     """
-    kept = "the last checkpoint is kept" if any(run.checkpoints.iterdir()) else "no checkpoint had been written yet"
+    kept = "the last checkpoint is kept" if any(run.checkpoints.glob("*")) else "no checkpoint had been written yet"
     first = f", first {where}" if where else ""
     shown = ", ".join(map(str, samples[:_MAX_SAMPLES])) + (", ..." if len(samples) > _MAX_SAMPLES else "")
     return (

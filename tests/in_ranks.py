@@ -64,7 +64,7 @@ def _fork(work: Callable[[Ranks], None], index: int, number: int, port: int, tim
     code, said = 1, ""
     try:
         os.environ |= {"RANK": str(index), "WORLD_SIZE": str(number), "LOCAL_RANK": str(index)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         with joined(timeout_s) as ranks:
             work(ranks)
         code = 0

@@ -40,7 +40,7 @@ LAYERS = [
     ["tasks"],
     ["data.division"],
     ["data.prepare"],
-    ["device", "checkpoint", "run"],
+    ["device", "checkpoint", "run", "meeting"],
     ["ranks"],
     ["network", "optimization", "state", "curves", "listing"],
     ["plan"],

@@ -107,6 +107,13 @@ def test_the_table_shows_the_metrics(root: Path, capsys: pytest.CaptureFixture[s
     assert "0.3000" in out
 
 
+def test_a_run_that_lost_a_process_is_one_to_go_on_with(tmp_path: Path) -> None:
+    with Run.create(tmp_path, "a") as run:
+        run.log("start at step 0 of 9 on 2 processes on cpu")
+        run.log("ended by Lost: another process of this training does not answer any more: Connection reset by peer")
+    assert list_runs(tmp_path)[0]["state"] == "stopped"
+
+
 def test_a_run_shows_its_best_row_what_was_set_and_how_it_failed(tmp_path: Path) -> None:
     with Run.create(tmp_path, "a") as run:
         for step, (loss, best) in enumerate([(0.5, True), (0.2, True), (0.9, False)], start=1):

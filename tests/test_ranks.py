@@ -150,6 +150,39 @@ def test_a_resumed_run_ends_with_the_bytes_of_the_uninterrupted_run(stops: tuple
     assert result_of(run) == result_of(newest_run(tmp_path / "whole"))
 
 
+def on_their_own_disks(folder: Path, sections: Sections, *stops: int) -> list[Ended]:
+    """Train on two processes, each in a folder of its own; where the first has a run there, it is gone on with."""
+
+    def work(ranks: Ranks) -> None:
+        own = folder / f"disk {ranks.index}"
+        own.mkdir(exist_ok=True)
+        os.chdir(own)
+        resume = newest_run(Path("runs")) if Path("runs").exists() else None
+        fit(small_config(folder, sections), root=Path("runs"), resume=resume, progress=StopAt(*stops), ranks=ranks)
+
+    return in_ranks(work)
+
+
+def test_a_process_that_cannot_see_the_run_takes_the_state_from_the_first(tmp_path: Path) -> None:
+    sections = {**NOISY, "train": {**NOISY_TRAIN, "checkpoint_every": "2 steps"}}
+    assert train_in_ranks(small_config(tmp_path, sections), tmp_path / "whole") == [DONE] * 2
+    assert [code for code, _ in on_their_own_disks(tmp_path, sections, 5)] == [130, 130]
+    assert on_their_own_disks(tmp_path, sections) == [DONE] * 2
+    ended, whole = (result_of(newest_run(tmp_path / root)) for root in ("disk 0/runs", "whole"))
+    for name in (LAST, checkpoints.BEST):  # the way from the working directory to the config differs
+        assert ended[f"{name}/meta"].pop("folder") != whole[f"{name}/meta"].pop("folder")
+    assert ended == whole
+    assert list((tmp_path / "disk 1").iterdir()) == []
+
+
+def test_a_process_that_cannot_see_the_run_rolls_back_with_the_first(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    train: Sections = {"on_nonfinite": "rollback", "checkpoint_every": "1 steps"}
+    ended = on_their_own_disks(tmp_path, {"model": {"type": "own.py:Net"}, "train": train})
+    assert [code for code, _ in ended] == [4, 4]
+    assert "3 rollbacks are enough" in ended[0].said + ended[1].said
+
+
 def test_watching_and_saving_change_no_bit(tmp_path: Path) -> None:
     """Batch statistics differ between processes until they are evaluated or saved."""
     plain = small_config(tmp_path, {**NOISY, "train": NOISY_TRAIN})

@@ -266,6 +266,10 @@ ELSEWHERE: dict[int, list[str]] = {
     56: ["test_plan::test_a_small_model_has_one_thread_and_the_config_the_last_word"],
     57: ["test_equivalence::test_the_evaluation_does_not_depend_on_its_batch_size"],
     58: ["test_metrics::test_classification_is_scikit_learns", "test_metrics::test_regression_is_scikit_learns"],
+    60: [
+        "test_hosts::test_a_training_goes_on_after_a_process_on_either_host_was_killed",
+        "test_hosts::test_where_one_host_dies_the_other_ends_and_keeps_the_checkpoint",
+    ],
     61: [
         "test_sweep::test_a_killed_worker_costs_a_repetition",
         "test_sweep::test_workers_die_with_a_killed_coordinator_and_the_sweep_goes_on",
