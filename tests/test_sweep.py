@@ -21,7 +21,7 @@ from dltrain.errors import ConfigError, DataError, TrainingError
 from dltrain.run import read_metrics
 from dltrain.sweep.folder import reopened
 from dltrain.sweep.journal import EVENTS, Journal, trials_of
-from dltrain.sweep.pool import Slots
+from dltrain.sweep.pool import Slots, find_slots
 from dltrain.sweep.space import options_of
 from dltrain.sweep.sweep import sweep
 from dltrain.train import fit
@@ -231,6 +231,21 @@ def test_processes_can_be_started_after_gp_has_computed_in_this_one(tmp_path: Pa
     summary = run(tmp_path, {"trials": 13, "slots": 1, "sampler": "gp"}, own_code(tmp_path, code))
     assert (tmp_path / "flag").exists()
     assert_each_once(Path(summary["sweep"]), 13)
+
+
+@pytest.mark.parametrize(
+    ("said", "slots"), [(None, 6), ("", 6), ("3", 2), ("3,2", 2), (" 2 , 1", 3), ("0", 6), ("all", 6), ("-3", 6)]
+)
+def test_as_many_train_at_once_as_there_are_cores_for_their_threads(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, slots: int
+) -> None:
+    monkeypatch.setattr("dltrain.sweep.pool.num_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert len(find_slots("cpu", None, None).devices) == slots
+    assert len(find_slots("cpu", 1, None).devices) == 6
+    assert find_slots("cpu", None, 2) == Slots([None, None], False, 3)
 
 
 @pytest.mark.slow

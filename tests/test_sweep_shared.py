@@ -276,7 +276,8 @@ def test_code_that_a_study_names_runs_only_if_trusted(tmp_path: Path, url: str, 
     begin(tmp_path, url, name, {"trials": 1}, {"schedule": {"type": "own.py:slowly"}})
     result = dltrain_here("sweep-worker", name, "--storage", url, cwd=tmp_path)
     assert result.returncode == 5
-    assert "names code of its own, 'own.py', which runs only if you trust it" in result.stderr
+    assert "small.yaml:" in result.stderr
+    assert "schedule.type: names code of its own, 'own.py', which runs only if you trust it: read" in result.stderr
     result = dltrain_here(
         "sweep-worker", name, "--storage", url, "--trust", "own.py", "--json", "--quiet", cwd=tmp_path
     )
