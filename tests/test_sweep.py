@@ -318,6 +318,36 @@ def test_only_what_changes_no_trial_may_change_on_resuming(tmp_path: Path) -> No
         reopened(tmp_path, [])
 
 
+def test_a_sweep_that_has_ended_goes_on_to_more_trials_but_not_to_fewer(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, {"trials": 2, "slots": 1, "sampler": "sobol"})["sweep"])
+    assert resume(folder, "sweep.trials=4")["total"] == 4
+    assert_each_once(folder, 4)
+    assert resume(folder)["total"] == 4
+    with pytest.raises(
+        ConfigError, match=r"--set sweep\.trials=3: the sweep has 4 trials already; possible: that or m"
+    ):
+        reopened(folder, ["sweep.trials=3"])
+    assert resume(folder, "sweep.trials=4")["finished"] == 4
+    assert_each_once(folder, 4)
+
+
+def test_a_grid_does_not_go_on_beyond_its_points(tmp_path: Path) -> None:
+    settings = {"space": {"model.hidden": [[4], [8, 8]]}, "sampler": "grid", "slots": 1}
+    folder = Path(run(tmp_path, settings, None, "sweep.trials=1")["sweep"])
+    with pytest.raises(ConfigError, match=r"--set sweep\.trials=3: the grid has 2 points, which are all that can"):
+        reopened(folder, ["sweep.trials=3"])
+    assert resume(folder, "sweep.trials=2")["finished"] == 2
+    assert_each_once(folder, 2)
+
+
+def test_a_lost_journal_of_a_sweep_that_went_on_still_has_all_trials(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, {"trials": 1, "slots": 1})["sweep"])
+    resume(folder, "sweep.trials=3")
+    (folder / EVENTS).unlink()
+    assert resume(folder)["total"] == 3
+    assert_each_once(folder, 3)
+
+
 def test_time_ends_a_sweep_and_the_next_call_has_as_much(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(SLOW.format(pause_s=0.02))
     sections = {"schedule": {"type": "own.py:slowly"}}
