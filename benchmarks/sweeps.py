@@ -117,20 +117,11 @@ def manners(folder: Path, epochs: int, url: str | None) -> dict[str, Manner]:
     def sweep(*more: str) -> Manner:
         return NUM_TRIALS, lambda out: [*dltrain, "sweep", CONFIG, "--quiet", "--out", out, *words, *more]
 
-    def shell(lines: list[str]) -> Manner:
+    def each(lines: list[str], *program: str) -> Manner:
         def command(out: Path) -> list[str | Path]:
-            script = out.with_suffix(".sh")
-            ends = [f"{line} --out {shlex.quote(str(out))}" for line in lines]
-            script.write_text("set -e\n" + "\n".join(ends) + "\n", encoding="utf-8")
-            return ["/bin/sh", script]
-
-        return len(lines), command
-
-    def in_parallel(lines: list[str]) -> Manner:
-        def command(out: Path) -> list[str | Path]:
-            jobs = out.with_suffix(".txt")
-            jobs.write_text("".join(f"{line} --out {shlex.quote(str(out))}\n" for line in lines), encoding="utf-8")
-            return [shutil.which("parallel") or "", "--will-cite", f"-j{_SLOTS}", "-a", jobs]
+            file = out.with_suffix(".sh")
+            file.write_text("".join(f"{line} --out {shlex.quote(str(out))}\n" for line in lines), encoding="utf-8")
+            return [*program, file]
 
         return len(lines), command
 
@@ -147,10 +138,10 @@ def manners(folder: Path, epochs: int, url: str | None) -> dict[str, Manner]:
     found = {SWEEP: sweep(), SQLITE: sweep("--storage", f"sqlite:///{folder}/study.db")}
     if url is not None:
         found[POSTGRESQL] = sweep("--storage", url, "--study", folder.name)
-    found[LOOP] = shell(fits)
-    if shutil.which("parallel") is not None:
-        found[PARALLEL] = in_parallel(fits)
-    found[LIGHTNING] = shell(scripts)
+    found[LOOP] = each(fits, "/bin/sh", "-e")
+    if (parallel := shutil.which("parallel")) is not None:
+        found[PARALLEL] = each(fits, parallel, "--will-cite", f"-j{_SLOTS}", "-a")
+    found[LIGHTNING] = each(scripts, "/bin/sh", "-e")
     return found
 
 
