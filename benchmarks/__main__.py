@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import comparison, gpu, growth, images, larger_than_memory, memory, neighbours, plots, startup
+from benchmarks import comparison, gpu, growth, images, larger_than_memory, memory, neighbours, plots, startup, sweeps
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.options import Options
 from benchmarks.tables import show
@@ -36,6 +36,7 @@ TOPICS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "growth": growth.run,
     "memory": memory.run,
     "neighbours": neighbours.run,
+    "sweeps": sweeps.run,
 }
 
 

@@ -60,7 +60,7 @@ class Builder:
 
     file: ConfigFile
     trusted: Sequence[str] | None = None
-    """None: the user gave the config. Else it is a checkpoint's, and code that it names runs only if listed here."""
+    """None: the user gave the config. Else it came with a checkpoint or a study: code runs only if listed here."""
 
     @contextlib.contextmanager
     def at(self, *keys: str | int, only: type[DltrainError] = DltrainError) -> Iterator[None]:
@@ -215,14 +215,14 @@ class Builder:
         return found  # type: ignore[no-any-return]
 
     def _allowed(self, module: str, place: str) -> str:
-        """Return the file or module to import: for a checkpoint's config, the one that the user trusts."""
+        """Return the file or module to import: of a config that is not the user's, the one that the user trusts."""
         if self.trusted is None:
             return str(Path(self.file.folder, module)) if module.endswith(".py") else module
         for given in self.trusted:
             if given == module or (module.endswith(".py") and Path(given).name == Path(module).name):
                 return given
         raise CheckpointError(
-            f"{place}: the checkpoint names code of its own, '{module}', which runs only if you trust it: "
+            f"{place}: names code of its own, '{module}', which runs only if you trust it: "
             f"read the file, then add --trust {module}"
         )
 

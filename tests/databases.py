@@ -21,8 +21,11 @@ def _program(name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def postgresql() -> Iterator[str]:
-    """Context of a server of its own, without a network port; gives the URL. Skips the test where it cannot be."""
+def postgresql(*, durable: bool = False) -> Iterator[str]:
+    """Context of a server of its own, without a network port; gives the URL. Skips the test where it cannot be.
+
+    `durable` is whether it waits for the disk, as one that matters does.
+    """
     programs = [_program("initdb"), _program("pg_ctl")]
     if None in programs:
         pytest.skip("NOT TESTED: PostgreSQL is missing: apt-get install postgresql")
@@ -41,7 +44,7 @@ def postgresql() -> Iterator[str]:
     initdb, pg_ctl = map(str, programs)
     try:
         run(initdb, "-D", folder / "data", "-A", "trust", "-U", "sweeps", "--no-sync")
-        options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        options = f"-k {folder} -c listen_addresses='' -c fsync={'on' if durable else 'off'}"
         # Its output must not be a pipe of this process, which the server would keep open.
         run(pg_ctl, "-D", folder / "data", "-w", "-o", options, "-l", folder / "log", "start")
         try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import comparison, gpu, growth, images, imports, memory, neighbours, plots, synthetic, tensors
+from benchmarks import comparison, gpu, growth, images, imports, memory, neighbours, plots, sweeps, synthetic, tensors
 from benchmarks.comparison import Comparison, Figures
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.options import Options
@@ -136,6 +136,25 @@ def test_the_slope_is_the_exponent_of_growth(tmp_path: Path) -> None:
 def test_what_a_neighbour_costs_is_taken_within_rounds() -> None:
     cost = neighbours.Cost("digits", "default", [1.0, 4.0, 1.0], [2.0, 8.0, 2.0], [1.0] * 3, [1.5] * 3)
     assert (cost.loop_ratio, cost.process_ratio) == (2.0, 1.5)
+
+
+def test_loops_are_scaled_to_the_trials_of_a_sweep_and_a_trial_has_its_share_of_what_is_no_step() -> None:
+    sweep = sweeps.Figures(64, process_s=8.0, startup_s=1.6, end_s=0.8, loops_s=6.4)
+    assert sweep.overhead_ms == pytest.approx(1000 * (8.0 - 1.6 - 6.4 / 2) / 64)
+    rounds = [{sweeps.SWEEP: sweep, sweeps.LOOP: sweeps.Figures(8, process_s=20.0)}]
+    rows = list(zip(*(column.cells for column in sweeps.table(3, rounds, {sweeps.LOOP: 8}).columns), strict=True))
+    assert rows[0] == (sweeps.SWEEP, "64", "8.00", "8.0", "1.00", "", "1.60", "0.80", "50", "")
+    loop = ("8", "20.00", "160.0, scaled", "20.00", ">= 10", "", "", "", "8 byte-identical")
+    assert rows[1] == (sweeps.LOOP, *loop)
+
+
+def test_a_trial_with_other_weights_than_in_the_sweep_is_an_error() -> None:
+    of_sweep = {"lr: 1": "a", "lr: 2": "b", "lr: 3": "c"}
+    assert sweeps.num_equal_weights({"lr: 2": "b", "lr: 3": "c"}, of_sweep) == 2
+    with pytest.raises(RuntimeError, match="1 of 2 trials have other weights than in the sweep"):
+        sweeps.num_equal_weights({"lr: 2": "b", "lr: 3": "x"}, of_sweep)
+    with pytest.raises(RuntimeError, match="1 of 1 trials"):
+        sweeps.num_equal_weights({"lr: 4": "a"}, of_sweep)
 
 
 def test_an_optimizers_state_is_counted_in_bytes_of_a_parameter() -> None:

@@ -279,7 +279,7 @@ def test_code_that_a_checkpoint_names_runs_only_if_it_is_trusted() -> None:
     with pytest.raises(CheckpointError) as error:
         build_model("{type: own.py:f}", CODE_THAT_RUNS, trusted=["configs/other.py", "os"])
     assert str(error.value) == (
-        f"{TYPE_PLACE}: the checkpoint names code of its own, 'own.py', which runs only if you trust it: "
+        f"{TYPE_PLACE}: names code of its own, 'own.py', which runs only if you trust it: "
         "read the file, then add --trust own.py"
     )
     assert not Path("it_ran").exists()

@@ -21,7 +21,7 @@ from dltrain.errors import ConfigError, DataError, TrainingError
 from dltrain.run import read_metrics
 from dltrain.sweep.folder import reopened
 from dltrain.sweep.journal import EVENTS, Journal, trials_of
-from dltrain.sweep.pool import Slots
+from dltrain.sweep.pool import Slots, find_slots
 from dltrain.sweep.space import options_of
 from dltrain.sweep.sweep import sweep
 from dltrain.train import fit
@@ -233,6 +233,21 @@ def test_processes_can_be_started_after_gp_has_computed_in_this_one(tmp_path: Pa
     assert_each_once(Path(summary["sweep"]), 13)
 
 
+@pytest.mark.parametrize(
+    ("said", "slots"), [(None, 6), ("", 6), ("3", 2), ("3,2", 2), (" 2 , 1", 3), ("0", 6), ("all", 6), ("-3", 6)]
+)
+def test_as_many_train_at_once_as_there_are_cores_for_their_threads(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, slots: int
+) -> None:
+    monkeypatch.setattr("dltrain.sweep.pool.num_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert len(find_slots("cpu", None, None).devices) == slots
+    assert len(find_slots("cpu", 1, None).devices) == 6
+    assert find_slots("cpu", None, 2) == Slots([None, None], False, 3)
+
+
 @pytest.mark.slow
 def test_workers_that_start_empty_do_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they must where the device is a GPU."""
@@ -301,6 +316,36 @@ def test_only_what_changes_no_trial_may_change_on_resuming(tmp_path: Path) -> No
     )
     with pytest.raises(ConfigError, match=r"is no folder of a sweep \(it has no trials.jsonl\); such as runs/"):
         reopened(tmp_path, [])
+
+
+def test_a_sweep_that_has_ended_goes_on_to_more_trials_but_not_to_fewer(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, {"trials": 2, "slots": 1, "sampler": "sobol"})["sweep"])
+    assert resume(folder, "sweep.trials=4")["total"] == 4
+    assert_each_once(folder, 4)
+    assert resume(folder)["total"] == 4
+    with pytest.raises(
+        ConfigError, match=r"--set sweep\.trials=3: the sweep has 4 trials already; possible: that or m"
+    ):
+        reopened(folder, ["sweep.trials=3"])
+    assert resume(folder, "sweep.trials=4")["finished"] == 4
+    assert_each_once(folder, 4)
+
+
+def test_a_grid_does_not_go_on_beyond_its_points(tmp_path: Path) -> None:
+    settings = {"space": {"model.hidden": [[4], [8, 8]]}, "sampler": "grid", "slots": 1}
+    folder = Path(run(tmp_path, settings, None, "sweep.trials=1")["sweep"])
+    with pytest.raises(ConfigError, match=r"--set sweep\.trials=3: the grid has 2 points, which are all that can"):
+        reopened(folder, ["sweep.trials=3"])
+    assert resume(folder, "sweep.trials=2")["finished"] == 2
+    assert_each_once(folder, 2)
+
+
+def test_a_lost_journal_of_a_sweep_that_went_on_still_has_all_trials(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, {"trials": 1, "slots": 1})["sweep"])
+    resume(folder, "sweep.trials=3")
+    (folder / EVENTS).unlink()
+    assert resume(folder)["total"] == 3
+    assert_each_once(folder, 3)
 
 
 def test_time_ends_a_sweep_and_the_next_call_has_as_much(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Page(HTMLParser):
         self.source = path.read_text(encoding="utf-8")
         self._open: list[str] = []
         self.texts: list[str] = []
-        self.rows: list[list[tuple[str, str | None]]] = []
+        self.tables: dict[str, list[list[tuple[str, str | None]]]] = {}
         self.num_scripts = 0
         self.links: list[str] = []
         self.feed(self.source)
@@ -51,10 +51,12 @@ class Page(HTMLParser):
         found = dict(attrs)
         self.num_scripts += tag == "script"
         self.links += [found[name] or "" for name in ("href", "src") if name in found]
+        if tag == "table":
+            self.tables[found["id"] or ""] = self._rows = []
         if tag == "tr":
-            self.rows.append([])
+            self._rows.append([])
         if tag in ("td", "th"):
-            self.rows[-1].append(("", found.get("data-v")))
+            self._rows[-1].append(("", found.get("data-v")))
         if tag not in VOID:
             self._open.append(tag)
 
@@ -68,8 +70,8 @@ class Page(HTMLParser):
         if self._open and self._open[-1] not in ("script", "style"):
             self.texts.append(data)
             if {"td", "th"} & set(self._open):
-                text, value = self.rows[-1][-1]
-                self.rows[-1][-1] = text + data, value
+                text, value = self._rows[-1][-1]
+                self._rows[-1][-1] = text + data, value
 
     @property
     def text(self) -> str:
@@ -78,8 +80,9 @@ class Page(HTMLParser):
     @property
     def by_trial(self) -> dict[int, dict[str, tuple[str, str | None]]]:
         """Trial -> column -> what stands there, and what it is sorted by."""
-        names = [text for text, _ in self.rows[0]]
-        return {int(row[0][0]): dict(zip(names, row, strict=True)) for row in self.rows[1:]}
+        heads, *rows = self.tables["trials"]
+        names = [text for text, _ in heads]
+        return {int(row[0][0]): dict(zip(names, row, strict=True)) for row in rows}
 
 
 def made_up(folder: Path, events: list[dict[str, Any]], settings: Sections | None = None, **head: Any) -> Path:
@@ -200,6 +203,30 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     assert "on the Pareto front 3 trials" in page.text
     assert page.by_trial[4]["num_parameters"] == ("5,000", "5000.0")
     assert set(re.findall(r'<circle data-t="(\d)" class="\w+ best"', page.source)) == {"1", "2", "4"}
+    assert [row[0][0] for row in page.tables["front"]] == ["trial", "4", "1", "2"]
+    assert page.source.count('class="front"') == 1
+
+
+def test_of_three_objectives_all_pairs_are_shown_and_the_front_is_listed(tmp_path: Path) -> None:
+    values = [[0.9, 0.5, 100.0], [0.8, 0.2, 500.0], [0.7, 0.6, 10.0], [0.6, 0.7, 50.0]]
+    events = [e for n, v in enumerate(values, 1) for e in trial(n, "finished", values=v, metrics={}, elapsed_s=1.0)]
+    events += trial(5, "failed", error="the loss is not finite")
+    objectives = ["val/accuracy", "val/loss", "num_parameters"]
+    page = Page(write_report(made_up(tmp_path, events, {"objective": objectives})))
+    chapter = page.source.partition("<h2>Pareto front</h2>")[2].partition("</section>")[0]
+    labels = re.findall(r'aria-label="([^;]*); the Pareto front is marked"', chapter)
+    short_labels = [re.sub(r" \(\w+ is better\)", "", label) for label in labels]
+    assert short_labels == [
+        "val/loss against val/accuracy",
+        "num_parameters against val/accuracy",
+        "num_parameters against val/loss",
+    ]
+    assert len(re.findall(r'<circle data-t="\d" class="\w+ best"', chapter)) == 3 * 3
+    assert 'class="front"' not in chapter  # no line through two of three objectives is the front
+    heads, *rows = page.tables["front"]
+    assert [text for text, _ in heads][2:5] == objectives
+    assert [(row[0][0], row[4][0]) for row in rows] == [("1", "100"), ("2", "500"), ("3", "10")]
+    assert len(page.by_trial) == 5
 
 
 def test_seeds_give_a_deviation(tmp_path: Path) -> None:

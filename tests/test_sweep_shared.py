@@ -174,6 +174,38 @@ def test_a_training_that_fails_by_chance_is_repeated(tmp_path: Path, url: str, n
     assert failed["error"] == "the training's process ended with exit code 9"
 
 
+# ---- more trials -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_has_ended_goes_on_to_more_trials(tmp_path: Path, url: str, name: str) -> None:
+    begin(tmp_path, url, name, {"trials": 2, "sampler": "tpe"})
+    line = ("sweep-worker", name, "--storage", url, "--json", "--quiet")
+    result = dltrain_here(*line, "--set", "sweep.trials=4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [one_json(result.stdout)[key] for key in ("total", "finished")] == [4, 4]
+    assert_each_once(url, name, 4)
+    assert join(tmp_path, url, name)["total"] == 4
+    result = dltrain_here(*line, "--set", "sweep.trials=3", cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("the sweep has 4 trials already; possible: that or more")) == (2, 1)
+    result = dltrain_here(*line, "--set", "optimizer.lr=1", cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("is not resumed with another config; may change: sweep.t")) == (2, 1)
+    assert_each_once(url, name, 4)
+
+
+def test_workers_that_are_at_work_hear_that_there_are_to_be_more_trials(tmp_path: Path, url: str, name: str) -> None:
+    file = load_config(config(tmp_path, {"trials": 1}))
+    Database(url).create(name, file, GOALS, {})
+    book = SharedBook(Database(url), name, file, settings_of(file), {}, tmp_path)
+    facts = {"values": [1.0], "metrics": {}, "reports": [], "elapsed_s": 0.0}
+    trial, _ = book.next_run() or pytest.fail("there is a trial")
+    Database(url).change(name, ["sweep.trials=2"])
+    assert book.note(trial, 0, "finished", facts)
+    assert (book.total, book.waits) == (2, True)
+    trial, _ = book.next_run() or pytest.fail("there is another trial")
+    assert book.note(trial, 0, "finished", facts)
+    assert (trial.number, book.waits) == (2, False)
+
+
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +308,8 @@ def test_code_that_a_study_names_runs_only_if_trusted(tmp_path: Path, url: str, 
     begin(tmp_path, url, name, {"trials": 1}, {"schedule": {"type": "own.py:slowly"}})
     result = dltrain_here("sweep-worker", name, "--storage", url, cwd=tmp_path)
     assert result.returncode == 5
-    assert "names code of its own, 'own.py', which runs only if you trust it" in result.stderr
+    assert "small.yaml:" in result.stderr
+    assert "schedule.type: names code of its own, 'own.py', which runs only if you trust it: read" in result.stderr
     result = dltrain_here(
         "sweep-worker", name, "--storage", url, "--trust", "own.py", "--json", "--quiet", cwd=tmp_path
     )

@@ -91,6 +91,7 @@ def sweep_worker(
     out: Annotated[Path, typer.Option(help="Folder of the runs; this worker's are in OUT/STUDY/NUMBER.")] = Path(
         "runs"
     ),
+    set_: SetOption = None,
     slots: SlotsOption = None,
     device: DeviceOption = None,
     trust: Annotated[
@@ -102,12 +103,16 @@ def sweep_worker(
 ) -> None:
     """Work at a sweep that lies in a database, together with others, until all its trials have ended.
 
-    The config comes from the database; the paths in it start in the working directory.
+    The config comes from the database; the paths in it start in the working directory. `--set sweep.trials=100` lets
+    the sweep have as many, with all workers; what else may be set is this worker's own.
     """
     from dltrain.sweep.shared import Database
 
     database = Database(storage)
-    file = database.config(study, [*overrides_of([], device), *([f"sweep.slots={slots}"] if slots else [])])
+    overrides = set_ or []
+    database.change(study, overrides)
+    overrides += [*overrides_of([], device), *([f"sweep.slots={slots}"] if slots else [])]
+    file = database.config(study, overrides)
     from dltrain.sweep.display import Display
     from dltrain.sweep.sweep import work
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dltrain.config.schema.sweep import Sweep
 from dltrain.sweep.journal import Journal, Trial, TrialRun, apply, trials_of
-from dltrain.sweep.points import Points
+from dltrain.sweep.points import Points, num_trials
 
 
 class Book:
@@ -19,10 +19,12 @@ class Book:
     waits = False
     """Whether there are trainings that may yet come back, because others have them."""
 
-    def __init__(self, journal: Journal, settings: Sweep, points: Points, total: int) -> None:
+    def __init__(self, journal: Journal, settings: Sweep, points: Points) -> None:
         self.folder = journal.path.parent
         self.trials = trials_of(journal.events, settings.seeds)
-        self._journal, self._settings, self._points, self._total = journal, settings, points, total
+        self.total = max(num_trials(settings), len(self.trials))
+        """How many trials there are to be; a journal that was written anew may have more than are asked for."""
+        self._journal, self._settings, self._points = journal, settings, points
         for trial in self.trials.values():
             points.restore(trial)
         self._open = [trial for trial in self.trials.values() if trial.state == "open"]
@@ -30,7 +32,7 @@ class Book:
     def next_run(self) -> tuple[Trial, int] | None:
         """Return the next training and call it running: a trial and the index of a seed; None if none can begin."""
         found = next_open(self._open, self._settings)
-        if found is None and len(self.trials) < self._total:
+        if found is None and len(self.trials) < self.total:
             number = len(self.trials) + 1
             self._write({"event": "asked", "trial": number, "params": self._points.ask(number)})
             self._open.append(self.trials[number])

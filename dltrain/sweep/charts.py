@@ -177,13 +177,13 @@ def scatter(x: Axis, y: Axis, points: Sequence[Point], rug: Sequence[tuple[Mark,
     return frame.svg(body, f"{y.name or 'objective'} against {x.name}")
 
 
-def front(x: Axis, y: Axis, points: Sequence[Point], x_higher: bool, stairs: bool) -> str:
-    """Return the chart of two objectives; the front is what is marked best, joined by `stairs` if these two make it."""
-    frame = _Frame(760, 400, x, y, left=72)
+def front(x: Axis, y: Axis, points: Sequence[Point], x_higher: bool, *, alone: bool) -> str:
+    """Return the chart of two objectives; the front is what is marked best, joined where these two `alone` make it."""
+    frame = _Frame(*((760, 400) if alone else (340, 260)), x, y, left=72)
     best = [point for point in points if point.mark.is_best]
     body = []
     places = sorted(place for point in best if (place := frame.place(point.x, point.y)) is not None)
-    if stairs and places:
+    if alone and places:
         # What lies beyond the line is beaten by none that was tried.
         steps = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
         for x_next, y_next in places[1:]:

@@ -18,6 +18,9 @@ from dltrain.sweep.journal import Trial, Trials, ranked
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from dltrain.sweep.book import Book
+    from dltrain.sweep.shared import SharedBook
+
 _SECONDS_BETWEEN_DRAWS = 0.25
 _NUM_BEST, _NUM_LIVE, _NUM_FAILURES = 10, 5, 5
 _MAX_ERROR = 200
@@ -34,19 +37,17 @@ class Display:
         self._next_draw = 0.0
         self._running: dict[int, tuple[Trial, int, dict[str, Any]]] = {}
 
-    def begin(
-        self, folder: Path, settings: Sweep, goals: list[tuple[str, bool]], total: int, num_slots: int, trials: Trials
-    ) -> None:
-        """Say what will be searched, how, and where it lies."""
-        self._settings, self._goals, self._total, self._num_slots = settings, goals, total, num_slots
-        self._began_s, self._num_before = time.monotonic(), _count(trials)
-        self.say(f"sweep    {folder}")
+    def begin(self, book: Book | SharedBook, settings: Sweep, goals: list[tuple[str, bool]], num_slots: int) -> None:
+        """Say what will be searched, how, and where it lies; the trials to be shown are those of the book."""
+        self._book, self._settings, self._goals = book, settings, goals
+        self._began_s, self._num_before = time.monotonic(), _count(book.trials)
+        self.say(f"sweep    {book.folder}")
         self.say(f"space    {', '.join(settings.space)}")
         seeds = f" of {settings.seeds} seeds" if settings.seeds > 1 else ""
         pruner = "" if settings.pruner == "none" else f", pruned by {settings.pruner}"
-        self.say(f"trials   {total}{seeds}, chosen by {settings.sampler}{pruner}; {num_slots} at a time")
+        self.say(f"trials   {book.total}{seeds}, chosen by {settings.sampler}{pruner}; {num_slots} at a time")
         self.say(f"best     {', '.join(('highest ' if higher else 'lowest ') + name for name, higher in goals)}")
-        if trials:
+        if book.trials:
             self.say(f"resumed  after {self._num_before} trials")
         self.say("")
 
@@ -71,7 +72,7 @@ class Display:
         """Note how far a training is."""
         self._running[slot] = trial, index, facts
 
-    def ended(self, slot: int, trial: Trial, index: int, kind: str, trials: Trials) -> None:
+    def ended(self, slot: int, trial: Trial, index: int, kind: str) -> None:
         """Show that a training has ended."""
         self._running.pop(slot, None)
         if self._is_live:
@@ -83,43 +84,45 @@ class Display:
         else:
             what = kind + (f": {_short(run.error)}" if kind == "failed" else "")
             what += "; it is tried again" if kind == "failed" and run.state == "open" else ""
-        best = self._best(trials)
+        best = self._best()
         so_far = f"; best {number_text(best.values[0])} of trial {best.number}" if best is not None else ""
-        self.say(f"{_count(trials)}/{self._total}  trial {trial.number}{seed}: {what}{so_far}  {_params(trial.params)}")
+        ended = f"{_count(self._book.trials)}/{self._book.total}"
+        self.say(f"{ended}  trial {trial.number}{seed}: {what}{so_far}  {_params(trial.params)}")
 
-    def draw(self, trials: Trials) -> None:
+    def draw(self) -> None:
         """Draw the live table, if there is one and it is time to."""
         now = time.monotonic()
         if self._live is None or now < self._next_draw:
             return
         self._next_draw = now + _SECONDS_BETWEEN_DRAWS
-        self._live.update(Group(*self._parts(trials)), refresh=True)
+        self._live.update(Group(*self._parts()), refresh=True)
 
-    def _parts(self, trials: Trials) -> list[Any]:
-        best = ranked(trials, [higher for _, higher in self._goals])[:_NUM_LIVE]
+    def _parts(self) -> list[Any]:
+        best = ranked(self._book.trials, [higher for _, higher in self._goals])[:_NUM_LIVE]
         keys = list(self._settings.space)
         rows = [[str(t.number), "", *_value_texts(t), *_param_texts(t.params)] for t in best]
         for trial, index, facts in self._running.values():
             seed = f", seed {index + 1}" if len(trial.runs) > 1 else ""
             values = [number_text(facts["value"]), *("" for _ in self._goals[1:])]
             rows.append([str(trial.number), f"{facts['share']:.0%}{seed}", *values, *_param_texts(trial.params)])
-        return [self._headline(trials), table(["trial", "at", *(name for name, _ in self._goals), *keys], rows)]
+        return [self._headline(), table(["trial", "at", *(name for name, _ in self._goals), *keys], rows)]
 
-    def _headline(self, trials: Trials) -> str:
+    def _headline(self) -> str:
+        trials, total = self._book.trials, self._book.total
         elapsed_s, num_done = time.monotonic() - self._began_s, _count(trials)
         states = [trial.state for trial in trials.values()]
         counts = [f"{states.count(state)} {state}" for state in ("finished", "pruned", "failed") if state in states]
-        parts = [f"{num_done} of {self._total} trials", *counts, f"{clock_text(elapsed_s)} so far"]
+        parts = [f"{num_done} of {total} trials", *counts, f"{clock_text(elapsed_s)} so far"]
         if num_done > self._num_before:
-            left_s = elapsed_s / (num_done - self._num_before) * (self._total - num_done)
+            left_s = elapsed_s / (num_done - self._num_before) * (total - num_done)
             if self._settings.time is not None:
                 left_s = min(left_s, max(0.0, self._settings.time.amount - elapsed_s))
             parts.append(f"about {clock_text(left_s)} left")
         return ", ".join(parts)
 
-    def _best(self, trials: Trials) -> Trial | None:
+    def _best(self) -> Trial | None:
         """Return the best trial so far where one objective says which it is."""
-        found = ranked(trials, [higher for _, higher in self._goals]) if len(self._goals) == 1 else []
+        found = ranked(self._book.trials, [higher for _, higher in self._goals]) if len(self._goals) == 1 else []
         return found[0] if found else None
 
 

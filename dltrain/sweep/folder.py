@@ -19,12 +19,13 @@ from dltrain.config.validate import ConfigFile, validate
 from dltrain.errors import ConfigError, DataError
 from dltrain.run import make_numbered
 from dltrain.sweep.journal import EVENTS, FORMAT_VERSION, Journal
-from dltrain.sweep.space import SPACE
+from dltrain.sweep.space import SPACE, grid_size, settings_of
 
 CONFIG = "sweep.yaml"
 HEAD = "sweep.json"
-MAY_CHANGE = ("trials", "time", "slots", "retries", "same_errors")
-"""Settings of a sweep that --set may change when it is resumed."""
+TRIALS = f"{SPACE[0]}.trials"
+MAY_CHANGE = (TRIALS, *(f"{SPACE[0]}.{name}" for name in ("time", "slots", "retries", "same_errors")))
+"""Settings that --set may change of a sweep that has begun."""
 
 
 def create(root: Path, file: ConfigFile, goals: list[tuple[str, bool]], data: dict[str, Any]) -> Journal:
@@ -65,7 +66,7 @@ def reopened(folder: Path, options: Sequence[str]) -> ConfigFile:
     """Return the config of the sweep in `folder`, changed by `options` as MAY_CHANGE allows.
 
     A journal that is lost is written anew from the run directories. Raises ConfigError if there is no sweep, another
-    process is at work in it, or another change is asked for.
+    process is at work in it, another change is asked for, or fewer trials than there are.
     """
     if not (folder / EVENTS).is_file() and (folder / HEAD).is_file():
         _write_journal_anew(folder)
@@ -75,14 +76,36 @@ def reopened(folder: Path, options: Sequence[str]) -> ConfigFile:
         )
     journal = Journal(folder)
     journal.close()
+    check_options(options)
+    file = config_of(folder, journal.events, options)
+    check_trials(file, options, sum(event["event"] == "asked" for event in journal.events))
+    return file
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Raise ConfigError if `options` change more of a sweep that has begun than MAY_CHANGE allows."""
     for option in options:
-        name = option.partition("=")[0].strip()
-        if name not in [f"{SPACE[0]}.{key}" for key in MAY_CHANGE]:
+        if name_of(option) not in MAY_CHANGE:
             raise ConfigError(
-                f"--set {option}: a sweep is not resumed with another config; "
-                f"may change: {', '.join(f'{SPACE[0]}.{key}' for key in MAY_CHANGE)}"
+                f"--set {option}: a sweep is not resumed with another config; may change: {', '.join(MAY_CHANGE)}"
             )
-    return config_of(folder, journal.events, options)
+
+
+def check_trials(file: ConfigFile, options: Sequence[str], num_asked: int) -> None:
+    """Raise ConfigError if `options`, which `file` has, ask for a number that a sweep of `num_asked` cannot come to."""
+    settings = settings_of(file)
+    asked_for = [option for option in options if name_of(option) == TRIALS]
+    if not asked_for or settings.trials is None:
+        return
+    if settings.trials < num_asked:
+        raise ConfigError(f"--set {asked_for[-1]}: the sweep has {num_asked} trials already; possible: that or more")
+    if settings.sampler == "grid" and settings.trials > (size := grid_size(settings)):
+        raise ConfigError(f"--set {asked_for[-1]}: the grid has {size} points, which are all that can be tried")
+
+
+def name_of(option: str) -> str:
+    """Return the dotted setting of a `key=value` override."""
+    return option.partition("=")[0].strip()
 
 
 def _write_journal_anew(folder: Path) -> None:

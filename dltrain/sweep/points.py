@@ -20,7 +20,7 @@ from dltrain.config.schema.sweep import DEFAULT_TRIALS, Dimension, Sweep
 from dltrain.extras import require
 from dltrain.seeds import seed_of
 from dltrain.sweep.journal import Trial
-from dltrain.sweep.space import at_unit, grid_values, text_of
+from dltrain.sweep.space import at_unit, grid_size, grid_values, text_of
 
 OWN = ("random", "grid", "sobol")
 _SAMPLING = 6  # beside the purposes of dltrain.seeds, which are those of one training
@@ -31,7 +31,7 @@ def num_trials(settings: Sweep) -> int:
     """Return how many trials a sweep has: as set, but no more than a grid has points."""
     if settings.sampler != "grid":
         return settings.trials or DEFAULT_TRIALS
-    size = math.prod(len(grid_values(dimension, "")) for dimension in settings.space.values())
+    size = grid_size(settings)
     return min(size, settings.trials or size)
 
 

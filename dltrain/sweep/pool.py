@@ -46,9 +46,14 @@ def find_slots(device: str, threads: int | None, number: int | None) -> Slots:
         number = number or (1 if one else count)
         devices = [None if one else names[slot % count] for slot in range(number)]
         return Slots(devices, True, max(1, cores // number))
-    given = threads or int(os.environ.get("OMP_NUM_THREADS") or 1)
-    number = number or max(1, cores // given)
+    number = number or max(1, cores // (threads or _threads_of_environment()))
     return Slots([None] * number, False, max(1, cores // number))
+
+
+def _threads_of_environment() -> int:
+    """Return what OMP_NUM_THREADS says, of a list such as "4,2" the outermost level; 1 where it says nothing."""
+    outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(outermost) or 1 if outermost.isdecimal() else 1
 
 
 @dataclass(frozen=True)

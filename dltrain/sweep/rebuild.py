@@ -22,12 +22,15 @@ def events_of_runs(folder: Path, file: ConfigFile, objectives: list[str]) -> lis
     """Return the events of the finished trainings in the sweep's `folder`, after those that ask for their trials."""
     settings, seed = settings_of(file), file.config.seed
     numbers: dict[str, int] = {}
+    runs = [*find_runs(folder / file.name)]
     if settings.sampler in OWN:
-        for number in range(num_trials(settings), 0, -1):
+        # A sweep that went on to more trials has more runs than the config says; a grid has no more points.
+        total = num_trials(settings)
+        for number in range(total if settings.sampler == "grid" else max(total, len(runs)), 0, -1):
             numbers[text_of(point(settings, seed, number))] = number
     params_of: dict[int, dict[str, Any]] = {}
     found: dict[tuple[int, int], dict[str, Any]] = {}
-    for run in find_runs(folder / file.name):
+    for run in runs:
         given = environment_of(run).get("set") or {}
         params = {key: given[key] for key in settings.space if key in given}
         text = text_of(params)

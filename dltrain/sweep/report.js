@@ -21,7 +21,7 @@ function light(trial) {
 }
 const names = all("#trials th").map((head) => head.textContent);
 function describe(trial) {
-  const row = parts.get(trial).find((part) => part.tagName === "TR");
+  const row = parts.get(trial).find((part) => part.closest("#trials"));
   const cells = row ? [...row.cells].map((cell, index) => [names[index], cell.textContent.trim()]) : [];
   return cells.filter(([, text]) => text).map(([name, text]) => `${name}: ${text}`).join("\n").slice(0, 600);
 }
@@ -82,10 +82,10 @@ for (const brush of all(".brush")) {
 }
 
 // ---- tables and texts ----
-for (const head of all("#trials th")) {
+for (const head of all("th")) {
   head.addEventListener("click", () => {
     const up = head.getAttribute("aria-sort") !== "ascending";
-    for (const other of all("#trials th")) other.removeAttribute("aria-sort");
+    for (const other of all("th", head.closest("table"))) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     const body = head.closest("table").tBodies[0];
     const key = (row) => row.cells[head.cellIndex].dataset.v ?? row.cells[head.cellIndex].textContent;

@@ -6,6 +6,7 @@ errors goes through `escape`. Looks are in report.css, what answers the pointer 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import time
@@ -221,19 +222,23 @@ def _front(facts: Facts) -> str:
     if len(facts.objectives) < 2:
         return ""
     # A front is about the ends, so nothing is moved to the edge here.
-    x, y = (
+    axes = [
         _with_arrow(axis_of_values(name, values, higher, share=1.0), higher)
-        for name, values, higher in zip(facts.objectives[:2], facts.columns, facts.higher, strict=False)
-    )
-    points = [
-        Point(facts.marks[t.number], *facts.values[t.number][:2]) for t in facts.worst_first if t.number in facts.values
+        for name, values, higher in zip(facts.objectives, facts.columns, facts.higher, strict=True)
     ]
-    chart = charts.front(x, y, points, facts.higher[0], stairs=len(facts.objectives) == 2)
-    more = "" if len(facts.objectives) == 2 else f" Of {len(facts.objectives)} objectives the first two are shown."
+    finished = [(facts.marks[t.number], facts.values[t.number]) for t in facts.worst_first if t.number in facts.values]
+    are_two = len(axes) == 2
+    cells = []
+    for i, j in itertools.combinations(range(len(axes)), 2):
+        points = [Point(mark, values[i], values[j]) for mark, values in finished]
+        cells.append(charts.front(axes[i], axes[j], points, facts.higher[i], alone=are_two))
+    more = "" if are_two else " Some lie behind others where only two objectives are seen."
+    pictures = "".join(f"<div>{cell}</div>" for cell in cells)
     return f"""<section>
 <h2>Pareto front</h2>
 <p class="note">The marked trials are those that no other beats in all objectives.{more}</p>
-<div class="chart">{chart}</div>
+<div class="{"chart" if are_two else "slices"}">{pictures}</div>
+{_table_of(facts, facts.best, "front") if facts.best else ""}
 </section>"""
 
 
@@ -270,20 +275,29 @@ def _curves(facts: Facts) -> str:
 
 
 def _table(facts: Facts) -> str:
-    """Return the table; `data-v` is what a column is sorted by, with all digits."""
-    has_errors = any(trial.error for trial in facts.trials)
-    heads = [
-        "trial",
-        "state",
-        *facts.objectives,
-        *facts.settings.space,
-        "time",
-        "run",
-        *(["error"] if has_errors else []),
-    ]
+    return f"""<section>
+<h2>Table of trials</h2>
+<p class="note">Run directories lie beside this page. <span class="needs-js">A click on a column sorts by it.</span></p>
+{_table_of(facts, facts.trials, "trials")}
+</section>"""
+
+
+def _error(text: str) -> str:
+    """Return an error, the rest of a long one to be unfolded."""
+    if len(text) <= _LONGEST_ERROR:
+        return escape(text)
+    return f"<details><summary>{escape(shortened(text, _LONGEST_ERROR))}</summary>{escape(text)}</details>"
+
+
+# ---- what several chapters say ---------------------------------------------------------------------------------------
+
+
+def _table_of(facts: Facts, trials: Sequence[Trial], name: str) -> str:
+    """Return a table of trials; `data-v` is what a column is sorted by, with all digits."""
+    errors = ["error"] if any(trial.error for trial in trials) else []
+    heads = ["trial", "state", *facts.objectives, *facts.settings.space, "time", "run", *errors]
     rows = []
-    for trial in facts.trials:
-        mark = facts.marks[trial.number]
+    for trial in trials:
         cells = [_cell(trial.number, str(trial.number)), f"<td>{trial.state}</td>"]
         for index, value in enumerate(_values_or_none(facts, trial)):
             cells.append("<td></td>" if value is None else _cell(value, _value_text(trial, index)))
@@ -296,29 +310,15 @@ def _table(facts: Facts) -> str:
         folders = [run.folder for run in trial.runs if run.folder]
         links = [f'<a href="./{escape(quote(folder))}/">{escape(folder)}</a>' for folder in folders]
         cells.append(f"<td>{'<br>'.join(links)}</td>")
-        if has_errors:
-            cells.append(f'<td class="wide">{_error(trial.error)}</td>')
-        kind = f"{trial.state}{' best' if mark.is_best else ''}"
+        cells += [f'<td class="wide">{_error(trial.error)}</td>' for _ in errors]
+        kind = f"{trial.state}{' best' if facts.marks[trial.number].is_best else ''}"
         rows.append(f'<tr data-t="{trial.number}" class="{kind}">{"".join(cells)}</tr>')
     columns = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    return f"""<section>
-<h2>Table of trials</h2>
-<p class="note">Run directories lie beside this page. <span class="needs-js">A click on a column sorts by it.</span></p>
-<div class="table"><table id="trials"><thead><tr>{columns}</tr></thead>
+    body = "\n".join(rows)
+    return f"""<div class="table"><table id="{name}"><thead><tr>{columns}</tr></thead>
 <tbody>
-{chr(10).join(rows)}
-</tbody></table></div>
-</section>"""
-
-
-def _error(text: str) -> str:
-    """Return an error, the rest of a long one to be unfolded."""
-    if len(text) <= _LONGEST_ERROR:
-        return escape(text)
-    return f"<details><summary>{escape(shortened(text, _LONGEST_ERROR))}</summary>{escape(text)}</details>"
-
-
-# ---- what several chapters say ---------------------------------------------------------------------------------------
+{body}
+</tbody></table></div>"""
 
 
 def _cell(value: Any, text: str) -> str:

@@ -27,8 +27,10 @@ from dltrain.errors import ConfigError, DataError, TrainingError
 from dltrain.extras import require
 from dltrain.names import did_you_mean, first_line
 from dltrain.sweep.book import next_open
+from dltrain.sweep.folder import TRIALS, check_options, check_trials, name_of
 from dltrain.sweep.journal import FORMAT_VERSION, Trial, TrialRun, Trials, apply
 from dltrain.sweep.points import Points, create_study, num_trials
+from dltrain.sweep.space import settings_of
 
 ABOUT = "sweep"
 """Attribute of a study, and of each of its trials, that is ours; trials without it do not count."""
@@ -153,11 +155,27 @@ class Database:
 
     def config(self, name: str, options: Sequence[str] = ()) -> ConfigFile:
         """Return the config of a study, changed by `options`; its paths start in the working directory."""
+        return _config_of(self.about(name), options)
+
+    def change(self, name: str, options: Sequence[str]) -> None:
+        """Let the sweep have as many trials as `options` ask for, if they do, with all workers.
+
+        Raises ConfigError for what cannot be changed, and for a number that the sweep cannot come to.
+        """
+        check_options(options)
         about = self.about(name)
-        document = read_text(about["text"], about["config"])
-        overrides = (*about["set"], *options)
-        override(document, overrides)
-        return ConfigFile(validate(document), document, ".", document.text, overrides)
+        check_trials(_config_of(about, options), options, len(self.trials(name)))
+        if asked_for := [option for option in options if name_of(option) == TRIALS]:
+            with self.alone(name):
+                study_id = self.storage.get_study_id_from_name(name)
+                self.storage.set_study_user_attr(study_id, ABOUT, about | {"set": [*about["set"], *asked_for]})
+
+
+def _config_of(about: dict[str, Any], options: Sequence[str] = ()) -> ConfigFile:
+    document = read_text(about["text"], about["config"])
+    overrides = (*about["set"], *options)
+    override(document, overrides)
+    return ConfigFile(validate(document), document, ".", document.text, overrides)
 
 
 class SharedBook:
@@ -172,7 +190,10 @@ class SharedBook:
             raise DataError(f"{file.place('data')}: are not the data with which the study '{name}' began")
         self.folder, self.trials = folder, Trials()
         self.name = name
-        self._database, self._settings, self._total = database, settings, num_trials(settings)
+        self.total = 0
+        """How many trials there are to be, which may be raised while this worker is at work."""
+        self._set: list[str] = []
+        self._database, self._settings = database, settings
         self._host = socket.gethostname()
         self._worker = f"{self._host} {os.getpid()} {uuid4().hex[:8]}"
         self._num_beats, self._next_beat, self._next_look = 0, 0.0, 0.0
@@ -186,7 +207,7 @@ class SharedBook:
     @property
     def waits(self) -> bool:
         """Whether some training is still to end, here or elsewhere."""
-        return len(self.trials) < self._total or any(trial.state == "open" for trial in self.trials.values())
+        return len(self.trials) < self.total or any(trial.state == "open" for trial in self.trials.values())
 
     @property
     def how_to_resume(self) -> str:
@@ -201,7 +222,7 @@ class SharedBook:
             self._read()
             self._release_of_the_dead()
             found = next_open(list(self.trials.values()), self._settings)
-            if found is None and len(self.trials) < self._total:
+            if found is None and len(self.trials) < self.total:
                 number = len(self.trials) + 1
                 apply(
                     self.trials, {"event": "asked", "trial": number, "params": self._ask(number)}, self._settings.seeds
@@ -282,7 +303,7 @@ class SharedBook:
         self._points.trials[trial.number].set_user_attr(ABOUT, about)
 
     def _read(self) -> None:
-        """Bring `trials` up to date; the trials and their lists of runs stay the same objects."""
+        """Bring `trials` and `total` up to date; the trials and their lists of runs stay the same objects."""
         for found in self._study.get_trials(deepcopy=False):
             if (about := found.user_attrs.get(ABOUT)) is None:
                 continue
@@ -292,6 +313,9 @@ class SharedBook:
                 self._points.trials[trial.number] = self._study_trial(found.number)
             if not found.state.is_finished() and trial.state != "open":  # whoever wrote that died before telling it
                 self._points.tell(trial)
+        about = self._study.user_attrs[ABOUT]
+        if about["set"] != self._set or not self.total:
+            self._set, self.total = about["set"], max(num_trials(settings_of(_config_of(about))), len(self.trials))
 
     def _release_of_the_dead(self) -> None:
         """Open again the trainings of workers whose counters have stood still for too long."""

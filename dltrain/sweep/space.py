@@ -115,6 +115,11 @@ def grid_values(dimension: Dimension, place: str) -> list[Any]:
     return [low, *(float(f"{value:.12g}") for value in inner), high]
 
 
+def grid_size(settings: Sweep) -> int:
+    """Return how many points a grid has."""
+    return math.prod(len(grid_values(dimension, "")) for dimension in settings.space.values())
+
+
 def _num_steps(dimension: Dimension) -> int | None:
     """Return how many steps lie between the ends; None where the values lie as close as numbers do."""
     low, high = dimension.bounds

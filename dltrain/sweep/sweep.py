@@ -27,7 +27,7 @@ from dltrain.sweep.book import Book
 from dltrain.sweep.display import Display
 from dltrain.sweep.folder import check_data, create, folder_of_worker
 from dltrain.sweep.journal import Journal, Trial, Trials, ranked
-from dltrain.sweep.points import Points, num_trials
+from dltrain.sweep.points import Points
 from dltrain.sweep.pool import Pool, find_slots
 from dltrain.sweep.report import write_report
 from dltrain.sweep.shared import Database, SharedBook
@@ -75,7 +75,7 @@ def sweep(
         if resume is not None:
             check_data(journal, data)
             journal.append({"event": "resumed", "set": list(file.overrides), "time": time.time()})
-        book = Book(journal, settings, points, num_trials(settings))
+        book = Book(journal, settings, points)
         return search(book, file, goals, pool, num_slots, display)
 
 
@@ -117,9 +117,8 @@ def search(
 ) -> dict[str, Any]:
     """Train what the book says until nothing is left, and return the summary; raises as `sweep` does."""
     settings = settings_of(file)
-    total = num_trials(settings)
     trainings = _Trainings(settings, file.config.seed, book, goals, pool, display)
-    display.begin(book.folder, settings, goals, total, num_slots, book.trials)
+    display.begin(book, settings, goals, num_slots)
 
     # ---- 4. The loop ------------------------------------------------------------------------------------------------
     began_s = time.monotonic()
@@ -135,23 +134,25 @@ def search(
             for slot, kind, facts in pool.messages(_WAIT_S):
                 trainings.hear(slot, kind, facts)
             book.refresh()
-            display.draw(book.trials)
+            display.draw()
         trainings.stop()
 
     # ---- 5. The result ----------------------------------------------------------------------------------------------
     num_ended = sum(trial.state != "open" for trial in book.trials.values())
     report = write_report(book.folder) if num_ended and isinstance(book, Book) else None
     if stop.number is not None:
-        raise Stopped(f"stopped after {num_ended} of {total} trials; go on with: {book.how_to_resume}", stop.number)
+        raise Stopped(
+            f"stopped after {num_ended} of {book.total} trials; go on with: {book.how_to_resume}", stop.number
+        )
     if trainings.stopped_by:
         raise TrainingError(
-            f"stopped after {num_ended} of {total} trials: {settings.same_errors} trainings in a row failed alike: "
-            f"{trainings.stopped_by}; once that is mended, go on with: {book.how_to_resume}"
+            f"stopped after {num_ended} of {book.total} trials: {settings.same_errors} trainings in a row failed "
+            f"alike: {trainings.stopped_by}; once that is mended, go on with: {book.how_to_resume}"
         )
-    summary = _summary(book, goals, total, time.monotonic() - began_s) | {"report": str(report or "")}
-    if not summary["best"] and num_ended == total:
+    summary = _summary(book, goals, time.monotonic() - began_s) | {"report": str(report or "")}
+    if not summary["best"] and num_ended == book.total:
         last = _last_error(book.trials)
-        raise TrainingError(f"none of {total} trials finished; the last error: {last}; see {book.folder}")
+        raise TrainingError(f"none of {book.total} trials finished; the last error: {last}; see {book.folder}")
     if summary["best"] and Path(summary["best"][0]["runs"][0]).is_dir():
         draw_curves(Path(summary["best"][0]["runs"][0]))
     return summary
@@ -212,7 +213,7 @@ class _Trainings:
         del self.running[slot]
         if counts:
             self._count_errors(kind, facts)
-            self._display.ended(slot, trial, index, kind, self._book.trials)
+            self._display.ended(slot, trial, index, kind)
 
     def stop(self) -> None:
         """Stop what is running."""
@@ -262,7 +263,7 @@ def look(pool: Pool, settings: Sweep) -> tuple[Goals, dict[str, Any]]:
     raise TrainingError(f"the config itself cannot be trained: {facts}")
 
 
-def _summary(book: Book | SharedBook, goals: Goals, total: int, elapsed_s: float) -> dict[str, Any]:
+def _summary(book: Book | SharedBook, goals: Goals, elapsed_s: float) -> dict[str, Any]:
     """Return the result of a sweep as JSON values."""
     names, trials = [name for name, _ in goals], book.trials
     states = [trial.state for trial in trials.values()]
@@ -281,7 +282,7 @@ def _summary(book: Book | SharedBook, goals: Goals, total: int, elapsed_s: float
         "sweep": str(book.folder),
         "objectives": names,
         "higher_is_better": [higher for _, higher in goals],
-        "total": total,
+        "total": book.total,
         **{state: states.count(state) for state in ("finished", "pruned", "failed")},
         "best": [row(trial) for trial in ranked(trials, [higher for _, higher in goals])],
         "failures": [

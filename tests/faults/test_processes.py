@@ -137,6 +137,21 @@ def test_a_training_outlives_the_reader_of_its_progress(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault(50, 55)
+@pytest.mark.parametrize("shared", ["", " --storage sqlite:///study.db"])
+def test_a_sweep_outlives_the_reader_of_its_progress(tmp_path: Path, shared: str) -> None:
+    write_config(tmp_path, {"sweep": {"space": {"optimizer.lr": [0.1, 0.01]}, "trials": 3, "slots": 2}})
+    line = f"{{ {' '.join(command('sweep', 'small.yaml', '--json'))}{shared} > result.json; }} 2>&1 | head -1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=tmp_path, capture_output=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert len(result.stdout.splitlines()) == 1
+    summary = json.loads((tmp_path / "result.json").read_text())
+    assert (summary["finished"], bool(summary["report"])) == (3, not shared)
+    for row in summary["best"]:
+        assert checkpoints.load(tmp_path / row["runs"][0] / "checkpoints" / checkpoints.LAST).meta["step"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.fault(50, 55)
 def test_a_training_outlives_a_full_disk_that_its_progress_goes_to(tmp_path: Path) -> None:
     write_config(tmp_path)
     line = " ".join(command("fit", "small.yaml", "--json")) + " 2>/dev/full"
