@@ -74,24 +74,21 @@ class Points:
 
     def ask(self, number: int) -> dict[str, Any]:
         """Return the values of trial `number`; trials are asked for in order, from 1 on."""
-        settings, study = self._settings, self._study
-        params = point(settings, self._seed, number) if settings.sampler in OWN else None
-        if study is None:
-            assert params is not None
-            return params
-        study.sampler = _sampler(settings, seed_of(self._seed, _SAMPLING, number) % 2**_SEED_BITS)
-        return self._ask_study(number, params)
+        if self._settings.sampler not in OWN:
+            return self._ask_study(number)
+        params = point(self._settings, self._seed, number)
+        if self._study is not None:
+            self._add(number, params)
+        return params
 
     def restore(self, trial: Trial) -> None:
         """Take over a trial of the journal; those that are still open can be reported and told later."""
         if self._study is None:
             return
-        self._study.sampler = _sampler(
-            # Only cmaes keeps what it has learnt in the trials themselves, where it must be learnt again.
-            self._settings if self._settings.sampler == "cmaes" else None,
-            seed_of(self._seed, _SAMPLING, trial.number) % 2**_SEED_BITS,
-        )
-        self._ask_study(trial.number, trial.params)
+        if self._settings.sampler == "cmaes":  # it keeps in the trials what it has learnt, where it must learn it again
+            self._ask_study(trial.number, trial.params)
+        else:
+            self._add(trial.number, trial.params)
         if trial.runs[0].state != "open":
             for evaluation, value in enumerate(trial.runs[0].reports, 1):
                 self.is_hopeless(trial.number, evaluation, value)
@@ -118,16 +115,32 @@ class Points:
         state = TrialState.PRUNED if trial.diverged else states[trial.state]
         self._study.tell(self.trials[trial.number], trial.values if state == TrialState.COMPLETE else None, state)
 
-    def _ask_study(self, number: int, params: dict[str, Any] | None) -> dict[str, Any]:
-        space = self._settings.space
+    def _add(self, number: int, params: dict[str, Any]) -> None:
+        """Give the study a trial of a point that it does not choose, in one transaction: to be asked takes a dozen."""
+        from optuna.trial import Trial as StudyTrial
+        from optuna.trial import TrialState, create_trial
+
+        new = create_trial(state=TrialState.RUNNING, params=self._to_study(params), distributions=self._distributions())
+        self.trials[number] = StudyTrial(self._study, self._study._storage.create_new_trial(self._study._study_id, new))
+
+    def _ask_study(self, number: int, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the point of a trial that the study chooses, or is to believe that it has chosen."""
+        self._study.sampler = _sampler(self._settings.sampler, seed_of(self._seed, _SAMPLING, number) % 2**_SEED_BITS)
         if params is not None:
-            self._study.enqueue_trial({key: _to_study(space[key], value) for key, value in params.items()})
+            self._study.enqueue_trial(self._to_study(params))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is experimental in Optuna
-            trial = self._study.ask({key: _distribution(dimension) for key, dimension in space.items()})
+            trial = self._study.ask(self._distributions())
             _ = trial.relative_params  # of a restored trial not yet computed, and cmaes learns from that
         self.trials[number] = trial
+        space = self._settings.space
         return {key: _from_study(dimension, trial.params[key]) for key, dimension in space.items()}
+
+    def _to_study(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {key: _to_study(self._settings.space[key], value) for key, value in params.items()}
+
+    def _distributions(self) -> dict[str, Any]:
+        return {key: _distribution(dimension) for key, dimension in self._settings.space.items()}
 
 
 def create_study(
@@ -146,14 +159,14 @@ def create_study(
     return optuna.create_study(
         directions=["maximize" if higher else "minimize" for higher in higher_is_better],
         pruner=pruners[pruner](),
+        sampler=optuna.samplers.RandomSampler(),  # which is not asked
         study_name=name,  # by which hyperband divides the trials
         storage=storage,
         load_if_exists=join,
     )
 
 
-def _sampler(settings: Sweep | None, seed: int) -> Any:
-    """Return Optuna's sampler; without settings, or for points that are ours, one that is not asked."""
+def _sampler(name: str, seed: int) -> Any:
     import optuna
 
     samplers = {
@@ -161,10 +174,9 @@ def _sampler(settings: Sweep | None, seed: int) -> Any:
         "gp": optuna.samplers.GPSampler,
         "cmaes": optuna.samplers.CmaEsSampler,
     }
-    name = settings.sampler if settings is not None else "random"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return samplers.get(name, optuna.samplers.RandomSampler)(seed=seed)
+        warnings.simplefilter("ignore")  # of what is experimental in Optuna
+        return samplers[name](seed=seed)
 
 
 def _distribution(dimension: Dimension) -> Any:
