@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dltrain import __version__
-from dltrain.config.reader import override, read_text
-from dltrain.config.validate import ConfigFile, validate
+from dltrain.config.reader import read_text
+from dltrain.config.validate import ConfigFile, config_file
 from dltrain.errors import ConfigError, DataError
 from dltrain.run import make_numbered
 from dltrain.sweep.journal import EVENTS, FORMAT_VERSION, Journal
@@ -130,6 +130,4 @@ def config_of(folder: Path, events: list[dict[str, Any]], options: Sequence[str]
         document = read_text((folder / CONFIG).read_text(encoding="utf-8"), head["config"])
     except OSError as error:
         raise ConfigError(f"{folder / CONFIG}: cannot be read: {error.strerror}") from None
-    override(document, overrides)
-    config_folder = os.path.relpath(folder / head["folder_from_sweep"])
-    return ConfigFile(validate(document), document, config_folder, document.text, tuple(overrides))
+    return config_file(document, overrides, os.path.relpath(folder / head["folder_from_sweep"]))

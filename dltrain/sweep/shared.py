@@ -20,9 +20,9 @@ from typing import Any
 from uuid import uuid4
 
 from dltrain import __version__
-from dltrain.config.reader import override, read_text
+from dltrain.config.reader import read_text
 from dltrain.config.schema.sweep import Sweep
-from dltrain.config.validate import ConfigFile, validate
+from dltrain.config.validate import ConfigFile, config_file
 from dltrain.errors import ConfigError, DataError, TrainingError
 from dltrain.extras import require
 from dltrain.names import did_you_mean, first_line
@@ -172,10 +172,7 @@ class Database:
 
 
 def _config_of(about: dict[str, Any], options: Sequence[str] = ()) -> ConfigFile:
-    document = read_text(about["text"], about["config"])
-    overrides = (*about["set"], *options)
-    override(document, overrides)
-    return ConfigFile(validate(document), document, ".", document.text, overrides)
+    return config_file(read_text(about["text"], about["config"]), [*about["set"], *options], ".")
 
 
 class SharedBook:
