@@ -23,8 +23,9 @@ from dltrain.compilation import training_form
 from dltrain.config.validate import ConfigFile
 from dltrain.console import Progress, Watcher
 from dltrain.curves import draws_curves
-from dltrain.data.batches import ReadAhead, epoch_order
+from dltrain.data.batches import ReadAhead, epoch_order, read_alone
 from dltrain.data.prepare import Inputs, prepare
+from dltrain.data.storage import page_cache_bytes
 from dltrain.device import autocast
 from dltrain.diagnosis import first_not_finite
 from dltrain.errors import Diverged, Stopped
@@ -112,6 +113,8 @@ def fit(
     classes = train.target if isinstance(train.target, Tensor) else None
     lengths, sampler = train.lengths, config.train.sampler
     read_ahead = ReadAhead(train) if sampler == "blocks" else None
+    if sampler in ("shuffle", "balanced") and train.size_bytes > page_cache_bytes():
+        read_alone(train)
     with run.closed_on_error():
         form, told = training_form(plan, config)
     if told:

@@ -1,3 +1,5 @@
+import mmap
+
 import pytest
 import torch
 from hypothesis import given
@@ -146,16 +148,23 @@ def test_what_comes_soon_is_asked_for_once(is_ragged, monkeypatch):
     column = values.view(num_samples, -1)
     if is_ragged:
         column = Ragged.from_lengths(values, torch.full((num_samples,), SAMPLE_BYTES))
-    asked = []
-    monkeypatch.setattr(batches, "advise", lambda address, size, _: asked.append((address - values.data_ptr(), size)))
+    told = {mmap.MADV_RANDOM: [], mmap.MADV_WILLNEED: [], batches._MADV_COLD: []}
+    asked, done = told[mmap.MADV_WILLNEED], told[batches._MADV_COLD]
+
+    def advise(address, size, advice):
+        told[advice].append((address - values.data_ptr(), size))
+
+    monkeypatch.setattr(batches, "advise", advise)
     columns = Columns((column,), None)
     order = epoch_order(num_samples, 0, 0, "blocks", sample_bytes=columns.sample_bytes)
     read_ahead = ReadAhead(columns)
-    assert asked == [(0, values.nbytes)]
-    asked.clear()
+    assert told[mmap.MADV_RANDOM] == [(0, values.nbytes)]
     for position in range(0, num_samples, 10):
         read_ahead(order, position)
         have = {start // (SAMPLE_BYTES * BLOCK_SIZE) for start, _ in asked}
         assert set((order[position : position + 4 * BLOCK_SIZE] // BLOCK_SIZE).tolist()) <= have
         assert len(asked) <= position // BLOCK_SIZE + 8
+        to_come = set((order[position:] // BLOCK_SIZE).tolist())
+        assert not to_come & {start // (SAMPLE_BYTES * BLOCK_SIZE) for start, _ in done}
     assert sorted(start for start, _ in asked) == [block * SAMPLE_BYTES * BLOCK_SIZE for block in range(40)]
+    assert len(done) == 40 - 8  # all but those that were in memory when the last ones had been asked for

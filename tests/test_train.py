@@ -687,3 +687,16 @@ def test_a_part_that_a_model_keeps_in_evaluation_mode_stays_there(tmp_path: Path
     path.write_text(text)
     run = Path(fit(load_config(path), root=tmp_path / "runs")["run"])
     assert weights_of(run)["norm.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize(
+    ("sampler", "free", "expected"), [("shuffle", 0, 1), ("shuffle", 2**40, 0), ("sequential", 0, 0)]
+)
+def test_data_larger_than_the_memory_are_read_without_their_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, free: int, expected: int
+) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr("dltrain.train.page_cache_bytes", lambda: free)
+    monkeypatch.setattr("dltrain.train.read_alone", read.append)
+    fit(small_config(tmp_path, {"train": {"duration": "1 steps", "sampler": sampler}}), root=tmp_path / "runs")
+    assert len(read) == expected
