@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from benchmarks import plots
 from benchmarks.options import Options
-from benchmarks.processes import measure, memory_mib, watch
+from benchmarks.processes import Held, held, measure, watch
 from benchmarks.tables import new_table
 
 _NUM_FEATURES = 32
@@ -35,11 +34,10 @@ _LOOK_S = 0.5
 
 @dataclass(frozen=True)
 class Look:
-    """What a process holds at some moment."""
+    """What a training holds, and how far it is."""
 
     step: int
-    rss_mib: float
-    num_files: int
+    held: Held
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -82,19 +80,17 @@ def long_run(folder: Path, steps: int, options: Options) -> tuple[list[Look], di
     """Train a tiny model; return what the process held at ten points and the sizes of the run's files at the end."""
     options.say(f"growth: a run of {steps:,} steps")
     config, out = _config(folder, 1024, 8, 16, steps, every="1%"), folder / f"{steps} steps"
-    looks: list[Look] = []
 
-    def look(process_id: int) -> None:
+    def look(process_id: int) -> Look:
         metrics = next(out.glob("*/*/metrics.jsonl"), None)
         *lines, _ = [""] if metrics is None else metrics.read_text(encoding="utf-8").split("\n")  # whole ones
-        if lines:
-            step = json.loads(lines[-1])["step"]
-            looks.append(Look(step, memory_mib(process_id, "VmRSS"), _num_files(process_id)))
+        return Look(json.loads(lines[-1])["step"] if lines else 0, held(process_id))
 
-    watch([sys.executable, "-m", "dltrain", "fit", config, "--quiet", "--out", out], options.env, _LOOK_S, look)
+    command = [sys.executable, "-m", "dltrain", "fit", config, "--quiet", "--out", out]
+    _, looks = watch(command, options.env, _LOOK_S, look)
     run_folder = next(out.glob("*/*/metrics.jsonl")).parent
     sizes = {path.name: path.stat().st_size for path in sorted(run_folder.rglob("*")) if path.is_file()}
-    at_work = [one for one in looks if one.rss_mib > 0 and one.step < steps]
+    at_work = [one for one in looks if one.held.rss_mib > 0 and 0 < one.step < steps]
     tenths = [next((one for one in at_work if one.step >= tenth * steps / 10), None) for tenth in range(10)]
     return list(dict.fromkeys(one for one in tenths if one is not None)), sizes
 
@@ -117,13 +113,6 @@ def _config(folder: Path, num_samples: int, width: int, batch_size: int, steps: 
     return path
 
 
-def _num_files(process_id: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{process_id}/fd"))
-    except OSError:
-        return 0
-
-
 def _step_table(series: dict[str, dict[float, float]]) -> Table:
     title = "growth: us a step of an MLP of two hidden layers; log-log slope of all points, and of the last two"
     result = new_table(title, ["", "us at", "slope", "last"], [])
@@ -138,5 +127,5 @@ def _look_table(steps: int, looks: list[Look], sizes: dict[str, int]) -> Table:
     title = f"growth: a run of {steps:,} steps; bytes at its end: {kept}"
     result = new_table(title, [], ["step", "RSS MiB", "open files"])
     for look in looks:
-        result.add_row(f"{look.step:,}", f"{look.rss_mib:.1f}", f"{look.num_files}")
+        result.add_row(f"{look.step:,}", f"{look.held.rss_mib:.1f}", f"{look.held.num_files}")
     return result

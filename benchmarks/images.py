@@ -18,7 +18,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.options import Options
-from benchmarks.processes import watch
+from benchmarks.processes import output
 from benchmarks.tables import new_table
 
 _NUM_IMAGES, _SIDE, _NUM_CLASSES = 5000, 64, 10
@@ -48,7 +48,7 @@ def run(options: Options) -> dict[str, Any]:
             cache = folder / f"cache-{index}"
             for kind in _KINDS:
                 command = [sys.executable, "-m", "benchmarks.images", kind, config]
-                _, out = watch(command, {**options.env, "DLTRAIN_CACHE": str(cache)}, 60.0, lambda process_id: None)
+                out = output(command, {**options.env, "DLTRAIN_CACHE": str(cache)})
                 seconds[kind].append(float(out.split()[-1]))
             shutil.rmtree(cache)
     options.show(table(seconds), "")

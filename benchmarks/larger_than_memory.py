@@ -1,18 +1,19 @@
-"""A Parquet table larger than the memory that dltrain may take, trained on, against the same without the limit.
+"""Data larger than the memory: `dltrain fit` within a limit that holds little of them, against all in memory.
 
-Run as `python -m benchmarks.larger_than_memory CONFIG LIMIT_MIB OUT`: `dltrain fit` under a limit of private memory.
+The limit is that of a control group, in which the pages of files count, too. Before each run within it the data are
+dropped from the system's page cache, so that all that is read comes from the disk (of a virtual machine: its host).
 """
 
 from __future__ import annotations
 
 import json
-import resource
+import os
 import shutil
 import statistics
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,35 @@ import yaml
 from rich.table import Table
 
 from benchmarks.options import Options
-from benchmarks.processes import memory_mib, watch
+from benchmarks.processes import held, memory_group, watch
 from benchmarks.tables import new_table
 
-_LIMIT_MIB = 1024
-_NUM_FEATURES, _GROUP_ROWS, _NUM_GROUPS = 64, 100_000, 50
-_STEPS, _BATCH_SIZE = 4000, 256
-_LOOK_S = 0.02
+_LIMIT_MIB = 800
+_LOOK_S = 0.05
+_ROWS_AT_ONCE = 1000
 GOAL = 0.9
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Data of more than the limit, and a training that goes through them once."""
+
+    name: str
+    num_samples: int
+    shape: tuple[int, ...]
+    dtype: str
+    model: dict[str, Any]
+    batch_size: int
+    num_uniform: int
+    """Samples trained on within the limit in uniform order, of which each is a wait for the disk."""
+
+
+SUBJECTS = (
+    Subject("table", 10_000_000, (33,), "float32", {"type": "mlp", "hidden": [64]}, 1024, 100_000),
+    Subject("images", 110_000, (3, 64, 64), "uint8", {"type": "mlp", "hidden": [64]}, 64, 5_000),
+)
+_FROM_FILES, _IN_MEMORY = "from files to the cache", "in memory, shuffle"
+_LIMITED, _UNIFORM = "limited, blocks", "limited, shuffle"
 
 
 @dataclass(frozen=True)
@@ -37,115 +59,143 @@ class Reading:
 
     process_s: float
     samples_per_s: float
-    """In the loop: the median of its parts."""
+    """In the whole loop, the wait for the first batch included."""
     private_mib: float
-    """Peak of anonymous memory; what is mapped from files is the system's to keep or give up."""
+    """Peak of anonymous memory."""
+    read_mib: float
+    """From the disk."""
+    num_waits: int
+    """For a page that was touched before it was there."""
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Print memory and speed with the limit, from files and from the cache, and without; return all figures."""
+    """Print speed and memory within the limit, from files and from the cache, and without it; return all figures."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        options.say("larger_than_memory: writes the table")
-        config, size_mib = _config(folder)
-        limited = f"limit {_LIMIT_MIB} MiB"
-        manners: dict[str, tuple[str, int]] = {
-            "no limit, in memory": ("off", 0),
-            "no limit, from files to the cache": (str(folder / "cache"), 0),
-            f"{limited}, from files to the cache": (str(folder / "another cache"), _LIMIT_MIB),
-            f"{limited}, from the cache": (str(folder / "cache"), _LIMIT_MIB),
-        }
-        readings: dict[str, list[Reading]] = {manner: [] for manner in manners}
-        failures: dict[str, str] = {}
-        for index in range(options.repeat):
-            for number, (manner, (cache, limit_mib)) in enumerate(manners.items()):
-                options.say(f"larger_than_memory: {manner}: round {index + 1} of {options.repeat}")
-                env, out = {**options.env, "DLTRAIN_CACHE": cache}, folder / f"{index}-{number}"
-                try:
-                    readings[manner].append(_fit(config, env, limit_mib, out))
-                except RuntimeError as error:
-                    failures[manner] = str(error).strip().splitlines()[-1]
-            for cache in ("cache", "another cache"):  # each round begins with the files
-                shutil.rmtree(folder / cache, ignore_errors=True)
-    options.show(table({manner: own for manner, own in readings.items() if own}, size_mib), "")
-    for manner, reason in failures.items():
-        options.show(f"{manner}: failed: {reason}", "")
-    figures = {manner: [vars(reading) for reading in own] for manner, own in readings.items()}
-    return {"table_mib": size_mib, "readings": figures, "failures": failures}
+        readings = {subject.name: _readings(subject, Path(temporary), options) for subject in SUBJECTS}
+    for subject in SUBJECTS:
+        options.show(table(subject, readings[subject.name]), "")
+    return {
+        name: {manner: [asdict(reading) for reading in own] for manner, own in one.items()}
+        for name, one in readings.items()
+    }
 
 
-def table(readings: Mapping[str, list[Reading]], size_mib: float) -> Table:
-    """Return one line for each manner of reading; the first is what the others are compared with."""
+def table(subject: Subject, readings: Mapping[str, list[Reading]]) -> Table:
+    """Return one line for each manner of reading, compared with the data in memory in the same round."""
     title = (
-        f"larger_than_memory: {_GROUP_ROWS * _NUM_GROUPS:,} rows of {_NUM_FEATURES} float32, {size_mib:,.0f} MiB of "
-        f"Parquet in the system's page cache; MLP 256-256, batch {_BATCH_SIZE}; goal: samples/s x {GOAL}"
+        f"larger_than_memory: {subject.name}, {subject.num_samples:,} x {subject.shape} {subject.dtype}, "
+        f"{_size_mib(subject):,.0f} MiB; limit {_LIMIT_MIB} MiB; {subject.model['type']} {subject.model['hidden']}, "
+        f"batch {subject.batch_size}; medians of {len(readings[_LIMITED])} rounds; goal: samples/s x {GOAL}"
     )
-    result = new_table(title, [""], ["process s", "samples/s", "x", "peak private MiB"])
-    first = next(iter(readings.values()))
+    result = new_table(title, [""], ["process s", "samples/s", "x", "peak private MiB", "read MiB", "waits for pages"])
     for manner, own in readings.items():
-        ratios = (a.samples_per_s / b.samples_per_s for a, b in zip(own, first, strict=True))
+        ratios = [a.samples_per_s / b.samples_per_s for a, b in zip(own, readings[_IN_MEMORY], strict=False)]
         result.add_row(
             manner,
             f"{statistics.median(reading.process_s for reading in own):.1f}",
-            f"{statistics.median(reading.samples_per_s for reading in own):,.0f}",
-            f"{statistics.median(ratios):.2f}",
+            "" if manner == _FROM_FILES else f"{statistics.median(reading.samples_per_s for reading in own):,.0f}",
+            "" if manner == _FROM_FILES else f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
             f"{max(reading.private_mib for reading in own):,.0f}",
+            f"{statistics.median(reading.read_mib for reading in own):,.0f}",
+            f"{statistics.median(reading.num_waits for reading in own):,.0f}",
         )
     return result
 
 
-def _fit(config: Path, env: Mapping[str, str], limit_mib: int, out: Path) -> Reading:
-    peak_mib = 0.0
+def _readings(subject: Subject, folder: Path, options: Options) -> dict[str, list[Reading]]:
+    """Fill the cache within the limit; then train in turns; then, once, in uniform order within the limit."""
+    options.say(f"larger_than_memory: {subject.name}: writes {_size_mib(subject):,.0f} MiB")
+    data = _write(subject, folder)
+    cache = folder / f"cache of {subject.name}"
+    env = {**options.env, "DLTRAIN_CACHE": str(cache)}
+    result: dict[str, list[Reading]] = {manner: [] for manner in (_FROM_FILES, _IN_MEMORY, _LIMITED, _UNIFORM)}
 
-    def look(process_id: int) -> None:
-        nonlocal peak_mib
-        peak_mib = max(peak_mib, memory_mib(process_id, "RssAnon"))
+    def once(manner: str, sampler: str, num_samples: int, env: Mapping[str, str], limit_mib: int) -> None:
+        options.say(f"larger_than_memory: {subject.name}: {manner}")
+        config = _config(subject, folder, sampler, num_samples)
+        out = folder / f"{subject.name} {manner} {len(result[manner])}"
+        result[manner].append(_fit(config, out, env, limit_mib, [*data, *cache.rglob("*")]))
 
-    command = [sys.executable, "-m", "benchmarks.larger_than_memory", config, str(limit_mib), out]
-    process_s, _ = watch(command, env, _LOOK_S, look)
+    once(_FROM_FILES, "blocks", subject.batch_size, env, _LIMIT_MIB)
+    for _ in range(options.repeat):
+        once(_IN_MEMORY, "shuffle", subject.num_samples, {**env, "DLTRAIN_CACHE": "off"}, 0)
+        once(_LIMITED, "blocks", subject.num_samples, env, _LIMIT_MIB)
+    once(_UNIFORM, "shuffle", subject.num_uniform, env, _LIMIT_MIB)
+    shutil.rmtree(cache)
+    for file in data:
+        file.unlink()
+    return result
+
+
+def _fit(config: Path, out: Path, env: Mapping[str, str], limit_mib: int, data: list[Path]) -> Reading:
+    command = [sys.executable, "-m", "dltrain", "fit", config, "--quiet", "--out", out]
+    if limit_mib:
+        _drop_from_page_cache(data)
+        with memory_group(limit_mib) as group:
+            process_s, looks = watch(command, env, _LOOK_S, held, group)
+    else:
+        process_s, looks = watch(command, env, _LOOK_S, held)
     metrics = next(out.glob("*/*/metrics.jsonl")).read_text(encoding="utf-8")
-    rates = [json.loads(line)["samples_per_s"] for line in metrics.splitlines()]
-    return Reading(process_s, statistics.median(rates), peak_mib)
+    row = json.loads(metrics.splitlines()[-1])
+    num_samples = yaml.safe_load(config.read_text(encoding="utf-8"))["train"]["batch_size"] * row["step"]
+    return Reading(
+        process_s,
+        num_samples / row["elapsed_s"],
+        max(look.private_mib for look in looks),
+        max(look.read_mib for look in looks),
+        max(look.num_waits for look in looks),
+    )
 
 
-def _config(folder: Path) -> tuple[Path, float]:
-    """Write the table and a config for it; return the config and the size of the table in MiB."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _drop_from_page_cache(files: list[Path]) -> None:
+    for file in files:
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())  # what is not yet written cannot be dropped
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    path, rng = folder / "table.parquet", np.random.default_rng(0)
-    schema = pa.schema([(f"x{i}", pa.float32()) for i in range(_NUM_FEATURES)] + [("label", pa.string())])
-    with pq.ParquetWriter(path, schema) as writer:
-        for _ in range(_NUM_GROUPS):
-            values = rng.standard_normal((_NUM_FEATURES, _GROUP_ROWS), dtype=np.float32)
-            labels = np.where(values[:8].sum(axis=0) > 0, "yes", "no")
-            writer.write_table(pa.table([*values, labels], schema=schema))
-    config = folder / "config.yaml"
+
+def _write(subject: Subject, folder: Path) -> list[Path]:
+    """Write inputs and targets, which the inputs decide; return the files."""
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{subject.name}-{part}.npy" for part in ("x", "y")]
+    inputs = np.lib.format.open_memmap(paths[0], "w+", subject.dtype, (subject.num_samples, *subject.shape))
+    targets = np.empty(subject.num_samples, np.int64)
+    for start in range(0, subject.num_samples, _ROWS_AT_ONCE):
+        part = inputs[start : start + _ROWS_AT_ONCE]
+        if subject.dtype == "uint8":
+            part[...] = np.frombuffer(rng.bytes(part.nbytes), np.uint8).reshape(part.shape)
+        else:
+            part[...] = rng.standard_normal(part.shape, dtype=np.float32)
+        rows = part.reshape(len(part), -1)[:, :8]
+        targets[start : start + len(part)] = rows.mean(axis=1) > (127.5 if subject.dtype == "uint8" else 0)
+    inputs.flush()
+    np.save(paths[1], targets)
+    return paths
+
+
+def _config(subject: Subject, folder: Path, sampler: str, num_samples: int) -> Path:
+    path = folder / f"{subject.name} {sampler} {num_samples}.yaml"
+    steps = num_samples // subject.batch_size
     content = {
-        "data": {"type": "table", "path": str(path), "target": "label"},
+        "data": {
+            "type": "arrays",
+            "path": str(folder / f"{subject.name}-x.npy"),
+            "target": str(folder / f"{subject.name}-y.npy"),
+        },
         "split": {"val": 0, "test": 0},
-        "model": {"type": "mlp", "hidden": [256, 256]},
+        "model": subject.model,
         "train": {
-            "duration": f"{_STEPS} steps",
-            "batch_size": _BATCH_SIZE,
-            "evaluate_every": f"{_STEPS // 10} steps",
+            "duration": f"{steps} steps",
+            "batch_size": subject.batch_size,
+            "evaluate_every": f"{steps} steps",
+            "sampler": sampler,
             "device": "cpu",
         },
     }
-    config.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return config, path.stat().st_size / 2**20
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
 
 
-def main(config: str, limit_mib: str, out: str) -> None:
-    """Train under the limit; 0 is none."""
-    if int(limit_mib):
-        limit = int(limit_mib) * 2**20
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    from dltrain.config.validate import load_config
-    from dltrain.train import fit
-
-    fit(load_config(config), root=out, curves=False)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def _size_mib(subject: Subject) -> float:
+    return subject.num_samples * int(np.prod(subject.shape)) * np.dtype(subject.dtype).itemsize / 2**20

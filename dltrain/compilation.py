@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dltrain.config.schema.sections import Config
+from dltrain.data.cache_entries import compiled_folder
 from dltrain.data.prepare import Inputs
-from dltrain.data.storage import cache_folder
 from dltrain.device import autocast, missing_compiler
 from dltrain.errors import DltrainError, TrainingError
 from dltrain.names import first_line
@@ -136,8 +136,8 @@ def _compiled(model: nn.Module, *, dynamic: bool) -> nn.Module:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     told = os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # torch sets it itself as it is imported
-    if told == default_cache_dir() and (folder := cache_folder()) is not None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    if told == default_cache_dir() and (folder := compiled_folder()) is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     torch.compiler.reset()  # of a training before this one in the same process
     shapes.use_duck_shape = False  # else a batch whose sizes are equal by chance gets code of its own, if it is first
     return cast(nn.Module, torch.compile(model, dynamic=dynamic))

@@ -23,7 +23,7 @@ from dltrain.compilation import training_form
 from dltrain.config.validate import ConfigFile
 from dltrain.console import Progress, Watcher
 from dltrain.curves import draws_curves
-from dltrain.data.batches import ReadAhead, epoch_order
+from dltrain.data.batches import epoch_order, reading
 from dltrain.data.prepare import Inputs, prepare
 from dltrain.data.transfer import send
 from dltrain.device import autocast
@@ -114,7 +114,7 @@ def fit(
     on_host = plan.data.splits["train"].target
     classes = on_host if isinstance(on_host, Tensor) else None
     lengths, sampler = train.lengths, config.train.sampler
-    read_ahead = ReadAhead(train) if sampler == "blocks" else None
+    read_ahead = reading(train, sampler)
     with run.closed_on_error():
         form, told = training_form(plan, config)
     if told:

@@ -1,10 +1,12 @@
+import mmap
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dltrain.data import batches
-from dltrain.data.batches import BLOCK_BYTES, BLOCKS_AT_ONCE, ReadAhead, epoch_order, steps_per_epoch
+from dltrain.data.batches import BLOCK_BYTES, BLOCKS_AT_ONCE, ReadAhead, epoch_order, reading, steps_per_epoch
 from dltrain.data.columns import Columns, Ragged
 
 
@@ -146,16 +148,41 @@ def test_what_comes_soon_is_asked_for_once(is_ragged, monkeypatch):
     column = values.view(num_samples, -1)
     if is_ragged:
         column = Ragged.from_lengths(values, torch.full((num_samples,), SAMPLE_BYTES))
-    asked = []
-    monkeypatch.setattr(batches, "advise", lambda address, size, _: asked.append((address - values.data_ptr(), size)))
+    told = {mmap.MADV_RANDOM: [], mmap.MADV_WILLNEED: [], batches._MADV_COLD: []}
+    asked, done = told[mmap.MADV_WILLNEED], told[batches._MADV_COLD]
+
+    def advise(address, size, advice):
+        told[advice].append((address - values.data_ptr(), size))
+
+    monkeypatch.setattr(batches, "advise", advise)
     columns = Columns((column,), None)
     order = epoch_order(num_samples, 0, 0, "blocks", sample_bytes=columns.sample_bytes)
-    read_ahead = ReadAhead(columns)
-    assert asked == [(0, values.nbytes)]
-    asked.clear()
+    read_ahead = reading(columns, "blocks")
+    assert isinstance(read_ahead, ReadAhead)
+    assert told[mmap.MADV_RANDOM] == [(0, values.nbytes)]
     for position in range(0, num_samples, 10):
         read_ahead(order, position)
         have = {start // (SAMPLE_BYTES * BLOCK_SIZE) for start, _ in asked}
         assert set((order[position : position + 4 * BLOCK_SIZE] // BLOCK_SIZE).tolist()) <= have
         assert len(asked) <= position // BLOCK_SIZE + 8
+        to_come = set((order[position:] // BLOCK_SIZE).tolist())
+        assert not to_come & {start // (SAMPLE_BYTES * BLOCK_SIZE) for start, _ in done}
     assert sorted(start for start, _ in asked) == [block * SAMPLE_BYTES * BLOCK_SIZE for block in range(40)]
+    assert len(done) == 40 - 8  # all but those that were in memory when the last ones had been asked for
+
+
+@pytest.mark.parametrize(
+    ("sampler", "free", "expected"),
+    [("shuffle", 0, 1), ("balanced", 0, 1), ("shuffle", 2**40, 0), ("sequential", 0, 0)],
+)
+def test_data_larger_than_the_memory_are_read_without_their_neighbours(
+    monkeypatch: pytest.MonkeyPatch, sampler: str, free: int, expected: int
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(batches, "page_cache_bytes", lambda: free)
+    monkeypatch.setattr(batches, "advise", lambda address, size, advice: told.append(advice))
+    large = torch.zeros(batches._MAPPED_BYTES + 1, dtype=torch.uint8)
+    assert reading(Columns((large,), None), sampler) is None
+    assert told == [mmap.MADV_RANDOM] * expected
+    assert reading(Columns((large[:9],), None), "blocks") is None
+    assert len(told) == expected

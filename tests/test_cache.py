@@ -26,7 +26,8 @@ from PIL import Image
 from dltrain.build import Builder
 from dltrain.config.validate import load_config
 from dltrain.data import cache
-from dltrain.data.cache import Entry, cached, clear, list_entries
+from dltrain.data.cache import Entry, cached
+from dltrain.data.cache_entries import clear, compiled_folder, hash_of, list_entries
 from dltrain.data.columns import Columns, Ragged
 from dltrain.data.prepare import Prepared, prepare, prepare_split
 from dltrain.errors import ConfigError, DataError
@@ -252,7 +253,7 @@ def other_format(path: Path) -> None:
     if path.name == "entry.json":
         head = {**json.loads(path.read_text()), "format_version": 0}
         head.pop("sha256")
-        path.write_text(json.dumps({**head, "sha256": cache._hash_of(head)}))
+        path.write_text(json.dumps({**head, "sha256": hash_of(head)}))
     else:
         path.write_bytes(path.read_bytes() + b"0")
 
@@ -427,16 +428,17 @@ def test_entries_are_cleared_all_or_by_name(source: Path, root: Path) -> None:
     assert sorted(path.name for path in root.iterdir()) == ["my-pictures", "notes.txt"]
 
 
-def test_the_command(source: Path, root: Path, tmp_path: Path) -> None:
-    assert dltrain_here("cache", cwd=tmp_path).stderr == f"0 entries of 0.0 MiB in the cache {root}\n"
+def test_the_command(source: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DLTRAIN_CACHE_LIMIT", "2")
+    assert dltrain_here("cache", cwd=tmp_path).stderr == f"0 entries of 0.0 MiB in the cache {root} (limit 2.0 GiB)\n"
     use(source, small_entry)
     (row,) = list_entries()
     shown = dltrain_here("cache", cwd=tmp_path)
     assert shown.stdout.split()[:7] == ["entry", "data", "use", "samples", "MiB", "created", "used"]
     assert f"{row['entry']}  images /shapes  fit" in shown.stdout
-    assert shown.stderr == f"1 entry of 0.0 MiB in the cache {root}\n"
+    assert shown.stderr == f"1 entry of 0.0 MiB in the cache {root} (limit 2.0 GiB)\n"
     as_json = json.loads(dltrain_here("cache", "--json", cwd=tmp_path).stdout)
-    assert as_json == {"folder": str(root), "entries": [row]}
+    assert as_json == {"folder": str(root), "limit_bytes": 2 * 2**30, "entries": [row]}
     flip(folder_of_entry(root) / "entry.json")
     assert "(unfinished or damaged)" in dltrain_here("cache", cwd=tmp_path).stdout
     wrong = dltrain_here("cache", "--clear", "zzz", cwd=tmp_path)
@@ -444,6 +446,148 @@ def test_the_command(source: Path, root: Path, tmp_path: Path) -> None:
     cleared = json.loads(dltrain_here("cache", "--clear", row["entry"][:5], "--json", cwd=tmp_path).stdout)
     assert [entry["entry"] for entry in cleared["removed"]] == [row["entry"]]
     assert list(root.iterdir()) == []
+
+
+def test_compiled_code_is_listed_and_cleared(source: Path, root: Path) -> None:
+    use(source, small_entry)
+    folder = compiled_folder()
+    assert folder == root / "compiled"
+    (folder / "ab").mkdir()
+    (folder / "ab" / "code.so").write_bytes(b"code")
+    (row,) = list_entries(["compiled"])
+    assert (row["data"], row["use"], row["size_bytes"]) == ("code for train.compile", "fit", 4)
+    assert "samples" not in row
+    clear(["compiled"])
+    assert [row["data"] for row in list_entries()] == ["images /shapes"]
+
+
+# ---- the limit
+
+ENTRY_BYTES = 2**20
+
+
+def set_limit(monkeypatch: pytest.MonkeyPatch, num_entries: float) -> None:
+    """Let so many entries of `large_entry` into the cache."""
+    monkeypatch.setenv("DLTRAIN_CACHE_LIMIT", f"{num_entries * ENTRY_BYTES / 2**30:.9f}")
+
+
+def large_entry() -> Entry:
+    return Entry({"train": Columns((torch.zeros(ENTRY_BYTES - 2**14, dtype=torch.uint8),), None)}, {}, [])
+
+
+def make_old(folder: Path, age_s: float) -> None:
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (time.time() - age_s,) * 2)
+
+
+def kept_settings(source: Path, monkeypatch: pytest.MonkeyPatch, settings: int) -> list[int]:
+    """Return which of so many settings are in the cache, without a change to it."""
+    monkeypatch.setattr(cache, "MIN_BUILD_S", 1e9)
+    builds = [Builds() for _ in range(settings)]
+    for n, build in enumerate(builds):
+        use(source, build, {"n": n})
+    monkeypatch.setattr(cache, "MIN_BUILD_S", 0.0)
+    return [n for n, build in enumerate(builds) if build.count == 0]
+
+
+def test_what_was_used_longest_ago_makes_room(source: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(3):
+        use(source, large_entry, {"n": n})
+        (folder,) = (path for path in root.iterdir() if path.stat().st_mtime > time.time() - 60)
+        make_old(folder, 1000 - n)
+    (root / "my-pictures").mkdir()
+    (root / "my-pictures" / "0").write_bytes(bytes(ENTRY_BYTES))
+    use(source, large_entry, {"n": 0})
+    set_limit(monkeypatch, 3)
+    use(source, large_entry, {"n": 3})
+    assert kept_settings(source, monkeypatch, 4) == [0, 2, 3]
+    assert (root / "my-pictures" / "0").exists()
+    set_limit(monkeypatch, 0)
+    use(source, large_entry, {"n": 4})  # that just made stays, however large
+    assert kept_settings(source, monkeypatch, 5) == [4]
+    assert sorted(path.name for path in root.iterdir() if path.name.startswith(".")) == []
+
+
+def test_compiled_code_makes_room_too(source: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "compiled" / "ab").mkdir(parents=True)
+    (root / "compiled" / "ab" / "code.so").write_bytes(bytes(ENTRY_BYTES))
+    make_old(root / "compiled", 1000)
+    set_limit(monkeypatch, 1.5)
+    use(source, large_entry)
+    assert [row["data"] for row in list_entries()] == ["images /shapes"]
+    use(source, small_entry, {"n": 1})
+    set_limit(monkeypatch, 0)
+    assert compiled_folder() == root / "compiled"
+    assert [row["entry"] for row in list_entries()] == ["compiled"]
+    use(source, large_entry)
+    assert {row["entry"] for row in list_entries()} >= {"compiled"}, "this process uses it"
+
+
+def test_what_another_process_uses_stays_and_is_let_go_with_it(
+    source: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_IN_MEMORY_BYTES", 2**10)
+    expected = values_of(use(source, large_entry))
+    (folder,) = root.iterdir()
+    set_limit(monkeypatch, 0)
+    ready, done = os.pipe(), os.pipe()
+
+    def train() -> None:
+        entry = use(source, Builds())
+        make_old(folder, 1000)
+        os.write(ready[1], b"1")
+        os.read(done[0], 1)
+        assert values_of(entry) == expected
+
+    with ThreadPoolExecutor(1) as pool:
+        trained = pool.submit(in_child, train)
+        os.read(ready[0], 1)
+        use(source, large_entry, {"n": 1})
+        assert kept_settings(source, monkeypatch, 2) == [1]
+        assert folder.exists()
+        os.write(done[1], b"1")
+        assert trained.result() == 0
+    make_old(folder, 1000)
+    use(source, large_entry, {"n": 2})
+    assert not folder.exists()
+
+
+def test_entries_that_are_removed_while_they_are_used_stay_readable(
+    source: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_IN_MEMORY_BYTES", 2**10)
+    use(source, large_entry)
+    entry = use(source, Builds())
+    clear()
+    assert list(root.iterdir()) == []
+    assert values_of(entry) == values_of(large_entry())
+
+
+def test_processes_that_push_out_each_others_entries_get_their_data(
+    source: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_limit(monkeypatch, 2)
+    expected = values_of(large_entry())
+
+    def work() -> None:
+        for n in range(20):
+            assert values_of(use(source, large_entry, {"n": n % 5})) == expected
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(in_child, [work] * 3)) == [0] * 3
+    use(source, large_entry, {"n": 5})
+    assert sum(row["size_bytes"] for row in list_entries()) <= 2 * ENTRY_BYTES
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_size_is_an_error_before_any_work(
+    source: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("DLTRAIN_CACHE_LIMIT", given)
+    builds = Builds()
+    with pytest.raises(ConfigError, match=f"^DLTRAIN_CACHE_LIMIT: '{given}' is no size in GiB, such as 20 or 0.5$"):
+        use(source, builds)
+    assert builds.count == 0
 
 
 # ---- with real data

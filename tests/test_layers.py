@@ -35,7 +35,7 @@ LAYERS = [
         "data.spectrogram",
     ],
     ["data.split", "seeds", "extras", "data.storage", "diagnosis", "memory", "budget"],
-    ["data.batches", "data.tokenizer", "text_scores", "data.cache"],
+    ["data.batches", "data.tokenizer", "text_scores", "data.cache", "data.cache_entries"],
     ["data.sources", "generation"],
     ["tasks"],
     ["data.division"],

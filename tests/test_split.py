@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,3 +68,17 @@ def test_too_few_samples_for_a_split_are_an_error():
         split_by_ratio(4, 0.1, 0.0, 0)
     with pytest.raises(DataError, match=r"^val 0.9 and test 0 of 1 samples leave none to train on$"):
         split_by_ratio(1, 0.9, 0.0, 0)
+
+
+def test_where_nothing_is_set_aside_nothing_is_drawn() -> None:
+    num_samples = 100_000
+    strata = np.zeros(num_samples, np.int64)
+    tracemalloc.start()
+    try:
+        parts = split_by_ratio(num_samples, 0.0, 0.0, seed=0, strata=strata)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert {name: len(part) for name, part in parts.items()} == {"train": num_samples, "val": 0, "test": 0}
+    assert (parts["train"] == np.arange(num_samples)).all()
+    assert peak_bytes < 2 * parts["train"].nbytes

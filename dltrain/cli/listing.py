@@ -84,16 +84,17 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove them, or all that is there.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """List the prepared data that the cache keeps, with their sizes, or remove them."""
-    from dltrain.data import cache as cached
+    """List the prepared data and the compiled code that the cache keeps, with their sizes, or remove them."""
+    from dltrain.data import cache_entries
     from dltrain.data.storage import cache_folder
 
     folder = cache_folder()
-    rows = cached.clear(entries or ()) if clear else cached.list_entries(entries or ())
+    limit = 0 if folder is None else cache_entries.limit_bytes(folder)
+    rows = cache_entries.clear(entries or ()) if clear else cache_entries.list_entries(entries or ())
     if json_:
-        print_json({"folder": folder, "removed" if clear else "entries": rows})
+        print_json({"folder": folder, "limit_bytes": limit, "removed" if clear else "entries": rows})
     else:
-        _print_cache(folder, rows, clear)
+        _print_cache(folder, limit, rows, clear)
 
 
 def schema() -> None:
@@ -113,7 +114,7 @@ def components(
     show_components(kind, name)
 
 
-def _print_cache(folder: Path | None, rows: list[dict[str, Any]], removed: bool) -> None:
+def _print_cache(folder: Path | None, limit_bytes: int, rows: list[dict[str, Any]], removed: bool) -> None:
     from dltrain.console import err_console, out_console, table
 
     size_mib = sum(row["size_bytes"] for row in rows) / 2**20
@@ -133,6 +134,6 @@ def _print_cache(folder: Path | None, rows: list[dict[str, Any]], removed: bool)
         ]
         out_console().print(table(columns, cells))
     verb = "removed" if removed else "in the cache"
-    where = folder or "that DLTRAIN_CACHE=off switches off"
+    where = f"{folder} (limit {limit_bytes / 2**30:.1f} GiB)" if folder else "that DLTRAIN_CACHE=off switches off"
     num_entries = "1 entry" if len(rows) == 1 else f"{len(rows)} entries"
     err_console().print(f"{num_entries} of {size_mib:.1f} MiB {verb} {where}", markup=False, soft_wrap=True)

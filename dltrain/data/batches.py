@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dltrain.data.columns import Column, Columns
-from dltrain.data.storage import advise
+from dltrain.data.storage import advise, page_cache_bytes
 from dltrain.seeds import ORDER, seed_of
 
 _POOL_BATCHES = 50
@@ -22,6 +22,8 @@ BLOCK_BYTES = 2**19
 BLOCKS_AT_ONCE = 256
 """Blocks that are shuffled together, 128 MiB. They have to stay in memory, beside the next ones on their way there."""
 _MAPPED_BYTES = 16 * 2**20  # columns up to this size are in memory anyway
+_MADV_COLD = 20
+"""Linux 5.4's, which the module mmap does not know: first to go where memory is short; nothing happens elsewhere."""
 
 
 def steps_per_epoch(num_samples: int, batch_size: int, drop_last: bool) -> int:
@@ -79,36 +81,50 @@ def epoch_order(
     return by_class[counts.cumsum(0)[chosen] - counts[chosen] + rank]
 
 
-class ReadAhead:
-    """Has the system read what the order "blocks" takes next, while the loop computes.
+def reading(columns: Columns, sampler: str) -> ReadAhead | None:
+    """Prepare the system for reading the training samples in the order of `sampler`; return what reads ahead, if any.
 
-    A page that is touched before it was asked for is a wait for the disk, with or without its neighbours.
+    Without effect on what is in memory anyway, or on a GPU.
+    """
+    tensors = [x if isinstance(x, Tensor) else x.values for x in columns.all]
+    mapped = [x for x in tensors if x.device.type == "cpu" and x.nbytes > _MAPPED_BYTES]
+    if not mapped or sampler == "sequential" or (sampler != "blocks" and columns.size_bytes <= page_cache_bytes()):
+        return None
+    for tensor in mapped:  # else each page that is touched brings its neighbours, which may be megabytes
+        advise(tensor.data_ptr(), tensor.nbytes, mmap.MADV_RANDOM)
+    return ReadAhead(columns) if sampler == "blocks" else None
+
+
+class ReadAhead:
+    """Has the system read what the order "blocks" takes next, while the loop computes, and give up what it took.
+
+    A page that is touched before it was asked for is a wait for the disk. Where memory is short the system would rather
+    give up the next blocks, which nobody has touched, than those that are done with.
     """
 
     def __init__(self, columns: Columns) -> None:
-        """Take the training samples; for those that are in memory anyway, or on a GPU, nothing is done."""
-        tensors = [x if isinstance(x, Tensor) else x.values for x in columns.all]
-        mapped = [x for x in tensors if x.device.type == "cpu" and x.nbytes > _MAPPED_BYTES]
-        for tensor in mapped:
-            advise(tensor.data_ptr(), tensor.nbytes, mmap.MADV_RANDOM)  # else each wait reads megabytes of neighbours
-        self._columns = columns.all if mapped else ()
+        """Take the training samples, which are mapped from files."""
+        self._columns = columns.all
         self._block_size = _block_size(columns.sample_bytes)
         self._until = 0
 
     def __call__(self, order: Tensor, position: int) -> None:
         """Before the batch at `position` of an epoch's order: ask for the rest of its blocks and the next ones."""
-        if not self._columns:
-            return
         at_once = self._block_size * BLOCKS_AT_ONCE
         begin = 0 if position == 0 else max(position, self._until)
-        self._until = min((position // at_once + 2) * at_once, len(order))
+        current = position // at_once * at_once
+        self._until = min(current + 2 * at_once, len(order))
         if begin >= self._until:
             return
-        for block in torch.unique(order[begin : self._until] // self._block_size).tolist():
-            samples = slice(block * self._block_size, (block + 1) * self._block_size)
+        self._advise(order[max(0, current - at_once) : current], _MADV_COLD)
+        self._advise(order[begin : self._until], mmap.MADV_WILLNEED)
+
+    def _advise(self, samples: Tensor, advice: int) -> None:
+        for block in torch.unique(samples // self._block_size).tolist():
+            block_samples = slice(block * self._block_size, (block + 1) * self._block_size)
             for column in self._columns:
-                part = _stretch(column, samples)
-                advise(part.data_ptr(), part.nbytes, mmap.MADV_WILLNEED)
+                part = _stretch(column, block_samples)
+                advise(part.data_ptr(), part.nbytes, advice)
 
 
 def _stretch(column: Column, samples: slice) -> Tensor:

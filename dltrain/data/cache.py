@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +23,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dltrain import __version__
-from dltrain.data.storage import blocks_of_rows, cache_folder, progress
-from dltrain.errors import ConfigError
-from dltrain.names import did_you_mean
+from dltrain.data.cache_entries import (
+    FORMAT_VERSION,
+    HEAD,
+    NAME_DIGITS,
+    folders,
+    hash_of,
+    hold,
+    keep_within_limit,
+    limit_bytes,
+    read_head,
+    remove_abandoned,
+    temporary_folder,
+)
+from dltrain.data.storage import blocks_of_rows, cache_folder, map_file, progress
 
-if TYPE_CHECKING:  # torch takes a second to load, and listing the cache needs none of it
+if TYPE_CHECKING:
     from torch import Tensor
 
     from dltrain.data.columns import Column, Columns
 
-FORMAT_VERSION = 1
 MIN_BUILD_S = 0.3
 """What is prepared faster is not worth its place on the disk: to look an entry up takes a hundredth of a second."""
 _IN_MEMORY_BYTES = 16 * 2**20
@@ -43,9 +50,6 @@ _IN_MEMORY_BYTES = 16 * 2**20
 _CLOCK_TICK_S = 0.02
 """Two changes of a file that are nearer to each other may bear the same time (4 ms on ext4, 10 ms on others)."""
 _MAX_TRIES = 5
-_ENTRY, _DIGITS = "entry.json", 10
-_NAME = re.compile(rf"[0-9a-f]{{{_DIGITS}}}-[0-9a-f]{{{_DIGITS}}}")
-_TEMPORARY = ".dltrain-"
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,17 @@ def cached(
         learned: JSON values that decide the result, too, and that change with the data: facts of a checkpoint.
         checked: settings that decide whether `build` raises an error and not what it returns; an entry counts only
             for those that it was built with, or for fewer.
+
+    Raises ConfigError for a limit of the cache that is no number.
     """
     root = cache_folder()
-    state = None if root is None else _state_of(files, learned)
-    if root is None or state is None:
+    if root is None:
         return build()
-    identity = {"settings": _hash_of(settings), "state": state}
-    folder = root / "-".join(digest[:_DIGITS] for digest in identity.values())
+    limit, state = limit_bytes(root), _state_of(files, learned)
+    if state is None:
+        return build()
+    identity = {"settings": hash_of(settings), "state": state}
+    folder = root / "-".join(digest[:NAME_DIGITS] for digest in identity.values())
     entry = _load(folder, identity, checked)
     if entry is not None:
         return entry
@@ -98,40 +106,8 @@ def cached(
     except OSError as error:
         reason = f"{error.strerror or error}; set DLTRAIN_CACHE to another folder, or to off"
         return replace(entry, notes=[*entry.notes, f"the prepared data are not kept in the cache {root}: {reason}"])
+    keep_within_limit(root, limit, folder)
     return _load(folder, identity, checked) or entry
-
-
-def list_entries(names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return what is in the cache, the last used first: all, or what `names` call by the start of its name.
-
-    Of each: entry, data, use, samples (of each split), size_bytes, created and used (local time); without data and
-    samples where an entry is damaged or was never finished. Raises ConfigError for a name that nothing has.
-    """
-    root = cache_folder()
-    rows = [] if root is None else [_row(folder) for folder in _folders(root)]
-    for name in names:
-        known = [row["entry"] for row in rows]
-        if not any(entry.startswith(name) for entry in known):
-            raise ConfigError(f"{name}: no such entry in the cache {root or '(off)'}{did_you_mean(name, known)}")
-    chosen = [row for row in rows if not names or row["entry"].startswith(tuple(names))]
-    return sorted(chosen, key=lambda row: row["used"], reverse=True)
-
-
-def clear(names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Remove the entries that `list_entries` returns, and return them. Processes that use one keep what they have.
-
-    Raises ConfigError for a name that nothing has, and where the disk refuses.
-    """
-    rows, root = list_entries(names), cache_folder()
-    for row in rows:
-        assert root is not None
-        try:
-            shutil.rmtree(root / row["entry"])
-        except FileNotFoundError:
-            pass  # another process was faster
-        except OSError as error:
-            raise ConfigError(f"{root / row['entry']}: cannot be removed: {error.strerror}") from None
-    return rows
 
 
 # ---- what an entry is known by ---------------------------------------------------------------------------------------
@@ -143,7 +119,7 @@ def _state_of(files: Iterable[tuple[str, str]], learned: Any) -> str | None:
     A file whose size and date were restored after a change still has another ctime, which nobody can set. None if a
     file is missing, or is being written to.
     """
-    known = f"{FORMAT_VERSION} {__version__} {_state_of_code()} {_hash_of(learned)}"
+    known = f"{FORMAT_VERSION} {__version__} {_state_of_code()} {hash_of(learned)}"
     for _ in range(_MAX_TRIES):
         digest, newest_s = hashlib.sha256(known.encode()), 0.0
         try:
@@ -165,11 +141,7 @@ def _state_of_code() -> str:
     package = Path(__file__).parent
     files = [*sorted(package.rglob("*.py")), package.parent / "tasks.py"]
     stats = [(str(file.relative_to(package.parent)), file.stat()) for file in files if file.exists()]
-    return _hash_of([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-
-
-def _hash_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hash_of([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -179,7 +151,7 @@ def _load(folder: Path, identity: dict[str, str], checked: Iterable[str]) -> Ent
     """Return the entry in `folder`; None if there is none, or it is not what it should be in any way."""
     from dltrain.data.columns import Columns
 
-    head = _read_head(folder)
+    head = read_head(folder)
     if head is None or any(head[key] != value for key, value in identity.items()):
         return None
     if not set(checked) <= set(head["checked"]):
@@ -196,19 +168,8 @@ def _load(folder: Path, identity: dict[str, str], checked: Iterable[str]) -> Ent
     except (OSError, ValueError):
         return None
     with contextlib.suppress(OSError):
-        os.utime(folder / _ENTRY)  # when it was last used
+        os.utime(folder / HEAD)  # when it was last used
     return Entry(splits, head["facts"], head["notes"])
-
-
-def _read_head(folder: Path) -> dict[str, Any] | None:
-    """Return what `entry.json` says, or None if there is none, it is damaged or of another format."""
-    try:
-        head = json.loads((folder / _ENTRY).read_bytes())
-        digest = head.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    is_whole = digest == _hash_of(head) and head["format_version"] == FORMAT_VERSION
-    return head if is_whole else None
 
 
 def _load_tensor(path: Path, facts: dict[str, Any]) -> Tensor:
@@ -227,9 +188,12 @@ def _load_tensor(path: Path, facts: dict[str, Any]) -> Tensor:
     dtype, shape = np.dtype(facts["dtype"]), tuple(facts["shape"])
     if stat.st_size <= _IN_MEMORY_BYTES:
         return torch.from_numpy(np.fromfile(path, dtype).reshape(shape))
+    with open(path, "rb") as file:
+        hold(file)
+        memory = map_file(file)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.asarray(np.memmap(path, dtype, "r", shape=shape)))
+        return torch.from_numpy(np.frombuffer(memory, dtype).reshape(shape))
 
 
 def _column(places: dict[str, int], tensors: list[Tensor]) -> Column:
@@ -260,8 +224,8 @@ def _save(folder: Path, entry: Entry, head: dict[str, Any]) -> None:
     """
     root = folder.parent
     root.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(root)
-    with _temporary_folder(root) as temporary:
+    remove_abandoned(root)
+    with temporary_folder(root) as temporary:
         tensors = _Tensors()
         splits = {
             name: {
@@ -280,15 +244,15 @@ def _save(folder: Path, entry: Entry, head: dict[str, Any]) -> None:
             "notes": entry.notes,
             "created": time.time(),
         }
-        text = json.dumps({**head, "sha256": _hash_of(json.loads(json.dumps(head)))})
-        with open(temporary / _ENTRY, "w", encoding="utf-8") as file:
+        text = json.dumps({**head, "sha256": hash_of(json.loads(json.dumps(head)))})
+        with open(temporary / HEAD, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(temporary)
         _move(temporary, folder)
     _sync_folder(root)
-    for other in _folders(root):
+    for other in folders(root):
         if other.name.split("-")[0] == folder.name.split("-")[0] and other != folder:
             shutil.rmtree(other, ignore_errors=True)
 
@@ -344,32 +308,6 @@ def _write_tensors(folder: Path, tensors: list[Tensor]) -> list[dict[str, Any]]:
     return facts
 
 
-@contextlib.contextmanager
-def _temporary_folder(root: Path) -> Iterator[Path]:
-    """Give a new folder in `root` that is this process's while it lives, and is gone after the block."""
-    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
-    finally:
-        os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned(root: Path) -> None:
-    """Remove the temporary folders of processes that were killed, which hold no lock any more."""
-    for folder in root.glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(lock).st_mtime > 1:  # one just made may be about to be locked
-                    shutil.rmtree(folder)
-            finally:
-                os.close(lock)
-
-
 def _move(temporary: Path, folder: Path) -> None:
     """Give the finished entry its name; of two processes that do it at once, the last one wins."""
     while True:
@@ -378,7 +316,7 @@ def _move(temporary: Path, folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-        with _temporary_folder(folder.parent) as aside, contextlib.suppress(FileNotFoundError):
+        with temporary_folder(folder.parent) as aside, contextlib.suppress(FileNotFoundError):
             os.rename(folder, aside / "old")
 
 
@@ -388,35 +326,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-# ---- listing ---------------------------------------------------------------------------------------------------------
-
-
-def _folders(root: Path) -> list[Path]:
-    """Return the folders in `root` that are the cache's own; what else lies there is not touched."""
-    try:
-        names = os.listdir(root)
-    except OSError:
-        return []
-    own = [name for name in names if _NAME.fullmatch(name) or name.startswith(_TEMPORARY)]
-    return [root / name for name in sorted(own)]
-
-
-def _row(folder: Path) -> dict[str, Any]:
-    """Return what a list says of an entry."""
-    head = _read_head(folder)
-    size_bytes, used_s = 0, 0.0
-    for file in [folder, *folder.rglob("*")]:
-        with contextlib.suppress(OSError):  # gone meanwhile
-            stat = file.stat()
-            size_bytes += stat.st_size if file.is_file() else 0
-            used_s = max(used_s, stat.st_mtime)
-    row: dict[str, Any] = {"entry": folder.name}
-    if head is not None:
-        row |= {**head["about"], "samples": head["samples"], "created": _clock(head["created"])}
-    return {**row, "size_bytes": size_bytes, "used": _clock(used_s)}
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,11 @@ class FileKind:
 
     def fits(self, name: str) -> bool:
         """Whether a file called `name` is of this kind; hidden files never are."""
-        return not name.startswith(".") and name.lower().endswith(tuple(f".{ending}" for ending in self.endings))
+        return not name.startswith(".") and name.lower().endswith(self._suffixes)
+
+    @functools.cached_property
+    def _suffixes(self) -> tuple[str, ...]:
+        return tuple(f".{ending}" for ending in self.endings)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def list_folder(root: str, kind: FileKind) -> LabelledFiles:
             split_of.append(splits.get(folder, ""))
     return LabelledFiles(
         paths=paths,
-        names=[os.path.relpath(path, root) for path in paths],
+        names=[path.removeprefix(os.path.join(root, "")) for path in paths],
         places=paths,
         targets=np.array(targets, np.str_),
         splits=np.array(split_of) if splits else None,
