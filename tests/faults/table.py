@@ -150,7 +150,7 @@ SECTIONS: dict[str, dict[int, tuple[str, str]]] = {
         57: ("small last batch", "Counts by its samples: no metric depends on the size of the batches."),
         58: ("metric that does not add up", "Is computed from the sums over all samples: equal to scikit-learn's."),
         59: ("2 ranks, odd number of samples", "Counts of processes add up, and no sample is counted twice."),
-        60: ("a rank dies", "All end in bounded time."),
+        60: ("a rank dies", "All end in bounded time, and the run goes on to the bytes of the uninterrupted one."),
     },
     "Sweeps": {61: ("trial or coordinator dies", "The others go on, and each point is trained once.")},
     "Security": {
@@ -266,6 +266,7 @@ ELSEWHERE: dict[int, list[str]] = {
     56: ["test_plan::test_a_small_model_has_one_thread_and_the_config_the_last_word"],
     57: ["test_equivalence::test_the_evaluation_does_not_depend_on_its_batch_size"],
     58: ["test_metrics::test_classification_is_scikit_learns", "test_metrics::test_regression_is_scikit_learns"],
+    60: ["test_soak::test_a_run_on_two_processes_of_which_one_is_killed_ends_with_the_same_bytes"],
     61: [
         "test_sweep::test_a_killed_worker_costs_a_repetition",
         "test_sweep::test_workers_die_with_a_killed_coordinator_and_the_sweep_goes_on",
