@@ -252,6 +252,16 @@ def test_damaged_files(tmp_path: Path, content: bytes, message: str) -> None:
         list(Arrays("x").read_inputs([str(path)], {}))
 
 
+@pytest.mark.parametrize(
+    "dtype", ["','", "'(,)f4'", "('<f4',)", "()", "[('a', ',')]", "'f99'", "{}", "'<f4\\0'", "None", "1"]
+)
+def test_a_header_with_a_type_that_is_none_is_refused(tmp_path: Path, dtype: str) -> None:
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': (2, 2), }}".encode()
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + bytes(16))
+    with pytest.raises(DataError, match=r"x\.npy: "):
+        list(Arrays("x").read_inputs([str(tmp_path / "x.npy")], {}))
+
+
 def test_every_truncation_of_an_npz_is_an_error_for_people(tmp_path: Path) -> None:
     whole = Path(npz(tmp_path, x=X, y=Y)).read_bytes()
     path = tmp_path / "cut.npz"
