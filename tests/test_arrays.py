@@ -286,6 +286,9 @@ def test_settings_without_effect_are_errors(tmp_path: Path) -> None:
         read(str(tmp_path), inputs="images")
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", Y)
+    (tmp_path / "no.npy").write_text("x,y")
+    with pytest.raises(DataError, match=r"no\.npy: is not an array; possible: "):
+        read(str(tmp_path / "no.npy"))
     with pytest.raises(ConfigError, match=r"target: for inputs from .*x.npy, set the path of the .npy of the targets"):
         read(str(tmp_path / "x.npy"))
     with pytest.raises(ConfigError, match="inputs: 'a' names an array"):
