@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check soak hashed pins data configs clean
+.PHONY: demo test check soak chaos hashed pins data configs clean
 
 demo: .venv/installed  ## train the digits config
 	$(BIN)/dltrain fit configs/digits.yaml
@@ -19,6 +19,10 @@ check: .venv/installed-test  ## lint, types, and the tests that take no processe
 soak: .venv/installed-test  ## 200 runs that are killed and resumed, and tens of thousands of damaged files; most of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak
 	DLTRAIN_FUZZ=10000 $(BIN)/python -m pytest -n 2 --dist load tests/faults/test_fuzz.py
+
+chaos: .venv/installed-test  ## ckpt-chaos (PyPI) kills a training at each of its file operations, and judges how it goes on
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps ckpt-chaos==0.1.8
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos
 
 data: .venv/installed-test  ## make the files that the configs train on; espeak-ng speaks those of spoken_digits.yaml
 	$(BIN)/python -m tests.make_data data

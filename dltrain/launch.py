@@ -81,9 +81,6 @@ def launch(number: int) -> int:
     Signals are passed on to them, and they die with this process, however it dies. Once one has failed the others are
     ended: what can be saved they have saved.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     processes: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
 
@@ -95,19 +92,32 @@ def launch(number: int) -> int:
     for heeded in SIGNALS:
         if signal.getsignal(heeded) is not signal.SIG_IGN:
             signal.signal(heeded, pass_on)
-    try:
-        processes += (_start(index, number, port) for index in range(number))
-        index, code = _first_to_fail(processes)
-        _wait(processes, _GRACE_OF_STOP_S if code > 128 else _GRACE_S)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    with held_port() as port:
+        try:
+            processes += (_start(index, number, port) for index in range(number))
+            index, code = _first_to_fail(processes)
+            _wait(processes, _GRACE_OF_STOP_S if code > 128 else _GRACE_S)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
     if code < 0 and -code not in received:
         name = signal.Signals(-code).name
         hint = " (the system does that where memory runs out)" if -code == signal.SIGKILL else ""
         sys.stderr.write(f"process {index} of {number} was killed by {name}{hint}; the last checkpoint is kept\n")
     return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """Context of a free port that the system gives to nobody else, while processes start that will meet there.
+
+    The one that listens can do so, since it shares the address as this socket does (SO_REUSEADDR), which never listens.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def _start(index: int, number: int, port: int) -> subprocess.Popen[bytes]:

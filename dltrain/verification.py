@@ -53,6 +53,8 @@ def verify(run: Path, *, trusted: Sequence[str] = ()) -> str:
         TrainingError: if a tensor or a metric differs; it names them.
     """
     folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise CheckpointError(f"{run}: is no run directory (it has no checkpoints/); such as runs/digits/1")
     missing = [name for name in (LAST, PREVIOUS) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(

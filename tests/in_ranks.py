@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from dltrain.config.validate import ConfigFile
 from dltrain.console import Progress
+from dltrain.launch import held_port
 from dltrain.ranks import Ranks, joined
 from dltrain.train import fit
 
@@ -27,17 +27,15 @@ class Ended(NamedTuple):
 
 def in_ranks(work: Callable[[Ranks], None], number: int = 2, timeout_s: float = 60.0) -> list[Ended]:
     """Do `work` on several processes that train together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = [_fork(work, index, number, port, timeout_s) for index in range(number)]
     ended = []
-    for child, answer in children:
-        with open(answer, encoding="utf-8") as file:
-            text = file.read()
-        _, status = os.waitpid(child, 0)
-        code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        ended.append(Ended(code, json.loads(text or '""')))
+    with held_port() as port:
+        children = [_fork(work, index, number, port, timeout_s) for index in range(number)]
+        for child, answer in children:
+            with open(answer, encoding="utf-8") as file:
+                text = file.read()
+            _, status = os.waitpid(child, 0)
+            code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            ended.append(Ended(code, json.loads(text or '""')))
     return ended
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -39,6 +40,8 @@ NUM_TRAIN, NUM_VAL, NUM_TEST = 50, 20, 15
 BATCH_SIZE = 16
 STEPS_PER_EPOCH = 4  # the last batch of an epoch holds two samples
 TIMES = ("samples_per_s", "elapsed_s")
+PATIENCE_S = 600.0
+"""With other processes: none takes nearly as long, even on a machine that has much else to do."""
 
 Sections = dict[str, Any]
 
@@ -239,8 +242,42 @@ def dltrain_here(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProce
 def dltrain(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run(
-        command(*arguments), cwd=cwd, env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
+        command(*arguments),
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
+    """Return the value of `condition` once it is one; fail where `process`, which should bring it about, ends first."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        has_ended = process is not None and process.poll() is not None
+        if value := condition():
+            return value
+        assert not has_ended, f"the process ended, and it did not come to that: {process and process.communicate()}"
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+HELD = """
+import time
+from pathlib import Path
+
+BEGUN, GO = (Path(__file__).with_name(name) for name in ("begun", "go"))
+
+def held(step, total_steps):
+    if step == 5:
+        with BEGUN.open("a") as file:
+            file.write("x")
+    is_late = BEGUN.exists() and BEGUN.stat().st_size > {num_quick}
+    time.sleep(1.0 if is_late and not GO.exists() else 0.0)
+    return 1.0
+"""
+"""A schedule for sweeps that are stopped: after some trainings a step takes a second, until there is a file "go"."""
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -2,12 +2,14 @@
 
 A case is a config, shortened; a process that trains it and is killed with SIGKILL after a random time, once or twice;
 and one that goes on. Weights, optimizer, metrics and best checkpoint must be those of the uninterrupted run, byte for
-byte. Half of the cases are shipped configs, the others settings of tests/test_resume.py.
+byte. Half of the cases are shipped configs, the others settings of tests/test_resume.py; some train on two processes,
+of which one is killed, or what has started them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import random
@@ -23,10 +25,14 @@ from typing import Any
 
 from dltrain import checkpoint as checkpoints
 from dltrain.config.validate import load_config
+from dltrain.ranks import Ranks
 from dltrain.records import newest_unfinished
+from dltrain.run import is_locked
+from dltrain.signals import die_with
 from dltrain.train import fit
+from tests.in_ranks import in_ranks
 from tests.shipped import CONFIGS, copy_shipped
-from tests.small_runs import command, in_child, newest_run, result_of, start_child, write_arrays, write_config
+from tests.small_runs import command, newest_run, result_of, start_child, write_arrays, write_config
 from tests.test_resume import CASES, EVERYTHING
 
 VARIANTS = list(CASES)
@@ -34,6 +40,13 @@ SHIPPED = [path.stem for path in CONFIGS if path.stem != "spoken_digits" or shut
 _SHORT = ["train.duration=4 epochs", "train.evaluate_every=1 epochs", "train.checkpoint_every=2 steps"]
 _VARIANT = ["train.duration=8 epochs", "train.checkpoint_every=2 steps"]
 _BY_COMMAND = 25  # each so many-th case is a process of the command line, which takes seconds to start
+_ON_TWO = 20  # each so many-th case trains on two processes, by the command line as well
+TWO = (
+    *("everything at once", "dropout", "micro-batches", "sampler of blocks", "rows in the middle of an epoch"),
+    *("config digits", "config people", "config languages", "config digits_convnet", "config numbers_en_fr"),
+)
+"""What trains on two processes: the last batch of an epoch may hold one sample each, which is too small for others."""
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # itself, or one of the processes that it has started
 _IN_PREPARATION = 0.1  # share of the kills that come before the run directory is there, or soon after
 _TWICE = 0.3
 _PATIENCE_S = 120
@@ -54,7 +67,7 @@ class Soak:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.configs = {f"config {name}": (path, _SHORT) for name, path in self._shipped()}
-        self._references: dict[str, Reference] = {}
+        self._references: dict[tuple[str, int], Reference] = {}
 
     def _shipped(self) -> Iterator[tuple[str, Path]]:
         configs = copy_shipped(self.folder)
@@ -71,50 +84,51 @@ class Soak:
             self.configs[name] = write_config(folder, CASES[name]), _VARIANT
         return self.configs[name]
 
-    def reference(self, name: str) -> Reference:
+    def reference(self, name: str, devices: int) -> Reference:
         """Return the uninterrupted run of a case."""
-        if name not in self._references:
+        if (name, devices) not in self._references:
             path, overrides = self.config(name)
-            root = self.folder / "whole" / name
+            root = self.folder / f"whole on {devices}" / name
             began = time.monotonic()
-            child = start_child(lambda: fit(load_config(path, overrides), root=root, curves=False))
+            child = start_child(lambda: _go_on(path, overrides, root, devices))
             started_s = _wait_for_run(child, root, 0) - began
             assert _ended(child, _PATIENCE_S) == 0, f"{name} does not train"
             whole_s = time.monotonic() - began
-            self._references[name] = Reference(result_of(newest_run(root)), whole_s, whole_s - started_s)
-        return self._references[name]
+            self._references[name, devices] = Reference(result_of(newest_run(root)), whole_s, whole_s - started_s)
+        return self._references[name, devices]
 
-    def case(self, name: str, number: int, rng: random.Random, *, by_command: bool) -> tuple[bool, str]:
+    def case(
+        self, name: str, number: int, rng: random.Random, *, by_command: bool, devices: int = 1
+    ) -> tuple[bool, str]:
         """Train, kill and resume; return whether the end is that of the uninterrupted run, and what happened."""
-        reference, root = self.reference(name), self.folder / "killed" / str(number)
+        reference, root = self.reference(name, devices), self.folder / "killed" / str(number)
         path, overrides = self.config(name)
+
+        def start() -> int:
+            if by_command:
+                return _process(path, overrides, root, devices)
+            return start_child(lambda: _go_on(path, overrides, root, devices))
+
         kills: list[str] = []
         for _ in range(1 + (rng.random() < _TWICE)):
             whole_s, training_s = reference.whole_s, reference.training_s
             while True:  # until the kill comes before the end
-                logged = _logged(root)
-                child = (
-                    _process(path, overrides, root)
-                    if by_command
-                    else start_child(lambda: _go_on(path, overrides, root))
-                )
+                logged, child = _logged(root), start()
                 if rng.random() < _IN_PREPARATION:
                     time.sleep(rng.uniform(0, whole_s))
                 else:
                     _wait_for_run(child, root, logged)
                     time.sleep(rng.uniform(0, training_s))
-                os.kill(child, signal.SIGKILL)
-                if _ended(child, _PATIENCE_S) == -signal.SIGKILL:
+                _kill(rng.choice(_with_started(child)) if devices > 1 else child)
+                if _ended(child, _PATIENCE_S) in _KILLED:
                     break
                 shutil.rmtree(root)
                 whole_s, training_s = whole_s / 2, training_s / 2  # the machine was busier when the reference was made
+            _wait_for_lock(root)
             kills.append(_where(root))
-        status = (
-            _ended(_process(path, overrides, root), _PATIENCE_S)
-            if by_command
-            else in_child(lambda: _go_on(path, overrides, root))
-        )
-        told = f"killed {' and '.join(kills)}" + (", by the command line" if by_command else "")
+        status = _ended(start(), _PATIENCE_S)
+        told = f"killed {' and '.join(kills)}{', by the command line' if by_command else ''}"
+        told += f", on {devices} processes" if devices > 1 else ""
         if status != 0:
             return False, f"{told}: the resumed run ended with {status}"
         found = result_of(newest_run(root))
@@ -125,27 +139,62 @@ class Soak:
         return not wrong, f"{told}: {'the same bytes' if not wrong else 'DIFFERS in ' + ', '.join(wrong)}"
 
 
-def cases(number: int, rng: random.Random) -> Iterator[str]:
-    """Yield the names of so many cases: shipped configs and variants in turn, each kind in a random order."""
-    shipped, variants = [f"config {name}" for name in SHIPPED], list(VARIANTS)
+def cases(number: int, rng: random.Random) -> Iterator[tuple[str, int]]:
+    """Yield so many cases, a name and a number of processes.
+
+    They are shipped configs and variants in turn, each kind in a random order, and at times one of TWO.
+    """
+    shipped, variants, two = [f"config {name}" for name in SHIPPED], list(VARIANTS), itertools.cycle(TWO)
     rng.shuffle(shipped)
     rng.shuffle(variants)
     turns = zip(itertools.cycle(shipped), itertools.cycle(variants), strict=False)
-    return itertools.islice(itertools.chain.from_iterable(turns), number)
+    for index, name in enumerate(itertools.islice(itertools.chain.from_iterable(turns), number)):
+        yield (next(two), 2) if index % _ON_TWO == _ON_TWO - 1 else (name, 1)
 
 
-def _go_on(path: Path, overrides: list[str], root: Path) -> None:
-    """Do what `dltrain fit CONFIG --resume auto` does, without curves."""
-    file = load_config(path, overrides)
-    fit(file, root=root, resume=newest_unfinished(root, file), curves=False)
+def _go_on(path: Path, overrides: list[str], root: Path, devices: int) -> None:
+    """Do what `dltrain fit CONFIG --resume auto --devices N` does, without curves."""
+    file, launcher = load_config(path, overrides), os.getpid()
+    resume = newest_unfinished(root, file)
+    if devices == 1:
+        fit(file, root=root, resume=resume, curves=False)
+        return
+
+    def work(ranks: Ranks) -> None:
+        die_with(launcher)
+        fit(file, root=root, resume=resume, curves=False, ranks=ranks)
+
+    ended = in_ranks(work, devices)
+    if any(one.code == -signal.SIGKILL for one in ended):
+        os._exit(128 + signal.SIGKILL)
+    assert all(one.code == 0 for one in ended), ended
 
 
-def _process(path: Path, overrides: list[str], root: Path) -> int:
+def _process(path: Path, overrides: list[str], root: Path, devices: int) -> int:
     """Start the command line and return the id of the process."""
-    options = itertools.chain.from_iterable(("--set", override) for override in overrides)
-    arguments = command("fit", path, *options, "--out", root, "--resume", "auto", "--quiet")
+    options = [*itertools.chain.from_iterable(("--set", override) for override in overrides), "--out", str(root)]
+    options += ["--devices", str(devices)] if devices > 1 else []
+    arguments = command("fit", path, *options, "--resume", "auto", "--quiet")
     quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     return os.posix_spawn(arguments[0], arguments, os.environ, file_actions=quiet)
+
+
+def _with_started(child: int) -> list[int]:
+    """Return the ids of a process and of those that it has started by now."""
+    with open(f"/proc/{child}/task/{child}/children", encoding="ascii") as file:
+        return [child, *map(int, file.read().split())]
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended by now
+        os.kill(process, signal.SIGKILL)
+
+
+def _wait_for_lock(root: Path) -> None:
+    """Wait until no process is left at work in a run: those that another had started die after it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while any(is_locked(run) for run in root.glob("*/*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 def _ended(child: int, patience_s: float) -> int:
@@ -194,8 +243,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dltrain-soak-") as folder:
         os.environ["DLTRAIN_CACHE"] = f"{folder}/cache"
         soak = Soak(Path(folder))
-        for number, name in enumerate(cases(arguments.cases, rng)):
-            same, told = soak.case(name, number, rng, by_command=number % _BY_COMMAND == 0)
+        for number, (name, devices) in enumerate(cases(arguments.cases, rng)):
+            by_command = devices > 1 or number % _BY_COMMAND == 0
+            same, told = soak.case(name, number, rng, by_command=by_command, devices=devices)
             num_same += same
             print(f"{number + 1:>4}  {name}: {told}", flush=True)
     print(f"{num_same} of {arguments.cases} ended as the uninterrupted run, in {time.monotonic() - began:.0f} s")

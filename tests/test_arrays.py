@@ -252,6 +252,16 @@ def test_damaged_files(tmp_path: Path, content: bytes, message: str) -> None:
         list(Arrays("x").read_inputs([str(path)], {}))
 
 
+@pytest.mark.parametrize(
+    "dtype", ["','", "'(,)f4'", "('<f4',)", "()", "[('a', ',')]", "'f99'", "{}", "'<f4\\0'", "None", "1"]
+)
+def test_a_header_with_a_type_that_is_none_is_refused(tmp_path: Path, dtype: str) -> None:
+    text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': (2, 2), }}".encode()
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text + bytes(16))
+    with pytest.raises(DataError, match=r"x\.npy: "):
+        list(Arrays("x").read_inputs([str(tmp_path / "x.npy")], {}))
+
+
 def test_every_truncation_of_an_npz_is_an_error_for_people(tmp_path: Path) -> None:
     whole = Path(npz(tmp_path, x=X, y=Y)).read_bytes()
     path = tmp_path / "cut.npz"
@@ -276,6 +286,9 @@ def test_settings_without_effect_are_errors(tmp_path: Path) -> None:
         read(str(tmp_path), inputs="images")
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", Y)
+    (tmp_path / "no.npy").write_text("x,y")
+    with pytest.raises(DataError, match=r"no\.npy: is not an array; possible: "):
+        read(str(tmp_path / "no.npy"))
     with pytest.raises(ConfigError, match=r"target: for inputs from .*x.npy, set the path of the .npy of the targets"):
         read(str(tmp_path / "x.npy"))
     with pytest.raises(ConfigError, match="inputs: 'a' names an array"):

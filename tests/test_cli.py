@@ -20,7 +20,7 @@ from dltrain.checkpoint import LAST
 from dltrain.config.validate import load_config
 from dltrain.run import Run, read_metrics
 from dltrain.train import fit
-from tests.small_runs import NUM_TEST, command, dltrain, dltrain_here, one_json, small_config, write_config
+from tests.small_runs import NUM_TEST, PATIENCE_S, command, dltrain, dltrain_here, one_json, small_config, write_config
 
 pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("cli")]
 
@@ -334,7 +334,7 @@ def test_runs_of_an_empty_folder_are_no_error(tmp_path: Path) -> None:
 )
 def test_closed_streams_do_no_harm(arguments: str, streams: str, code: int, folder: Path) -> None:
     line = " ".join(command(*arguments.split())) + f" {streams}"
-    result = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S)
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
 
@@ -344,7 +344,7 @@ def test_closed_streams_do_no_harm(arguments: str, streams: str, code: int, fold
 def test_a_reader_that_leaves_early_is_no_error_message(arguments: str, folder: Path) -> None:
     np.save(folder / "many.npy", np.zeros((5000, 6), np.float32))
     line = " ".join(command(*arguments.split())) + " | head -c 1 >/dev/null"
-    result = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (result.returncode, result.stderr) == (0, "")
 
 

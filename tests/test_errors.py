@@ -176,6 +176,12 @@ def test_whole_numbers(size: str, problem: str) -> None:
     assert problems_of(f"{DATA}{MODEL}train: {{batch_size: {size}}}") == [f"3:21: train.batch_size: {problem}"]
 
 
+def test_more_threads_than_a_process_can_have_are_refused() -> None:
+    """PyTorch ends the process by a segmentation fault."""
+    problem = "is 100000; possible: a whole number >= 1 and <= 1024, or null"
+    assert problems_of(f"{DATA}{MODEL}train: {{threads: 100000}}") == [f"3:18: train.threads: {problem}"]
+
+
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [

@@ -157,6 +157,12 @@ def test_a_split_that_cannot_be_made_is_an_error_with_its_place(given, message):
     assert message in found
 
 
+def test_what_a_source_says_of_its_settings_has_their_place():
+    np.save("x.npy", np.zeros((9, 2)))
+    found = error(ConfigError, "data: {type: arrays, path: x.npy}")
+    assert found.startswith("c.yaml:1:7: data: target: for inputs from x.npy, set the path of the .npy of the targets")
+
+
 def test_too_few_samples_to_divide_are_an_error():
     table(size=4)
     message = "c.yaml:1:1: split: 4 samples are too few for a val split of 0.1; set larger fractions, or 0"

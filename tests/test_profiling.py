@@ -41,7 +41,7 @@ import time
 from torch import nn
 
 def slow(x, rng):
-    time.sleep(0.01)
+    time.sleep(0.03)  # far more than a step takes that has to wait for a core
     return x
 
 class SlowToEvaluate(nn.Linear):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dltrain import checkpoint as checkpoints
 from dltrain.checkpoint import LAST
 from dltrain.config.validate import load_config
+from dltrain.launch import held_port
 from dltrain.ranks import ALONE, Ranks, StepSum
 from dltrain.run import read_metrics
 from dltrain.train import fit
 from tests.in_ranks import Ended, in_ranks, train_in_ranks
 from tests.make_pairs import make_numbers
 from tests.small_runs import (
+    PATIENCE_S,
     Sections,
     StopAt,
     command,
@@ -283,17 +287,26 @@ def test_devices_and_what_it_cannot_be_combined_with(tmp_path: Path) -> None:
     assert (result.returncode, "--devices 2: 3 processes were started already" in result.stderr) == (2, True)
 
 
+def test_a_held_port_is_for_the_processes_that_meet_there() -> None:
+    with held_port() as port:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False).set("word", "x")
+        assert store.get("word") == b"x"
+
+
 @pytest.mark.slow
 def test_devices_prints_one_json_line_and_a_signal_to_the_launcher_stops_all(tmp_path: Path) -> None:
     write_config(tmp_path, {"train": {"duration": "100000 steps"}})
     arguments = ("fit", "small.yaml", "--devices", "2", "--json")
     with subprocess.Popen(command(*arguments), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stderr is not None
-        lines = []
-        while not lines or not lines[-1].strip().startswith(b"2 "):  # the row of the second epoch
-            lines.append(process.stderr.readline())
+        for line in process.stderr:
+            if line.strip().startswith(b"2 "):  # the row of the second epoch
+                break
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (143, b"")
     assert err.count(b"the checkpoint is saved. Go on with: dltrain fit --resume runs/small/1") == 1
     step = checkpoints.load(tmp_path / "runs" / "small" / "1" / "checkpoints" / LAST).meta["step"]
@@ -319,7 +332,7 @@ def test_torchrun_starts_the_processes_again_and_they_go_on(tmp_path: Path) -> N
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     fit_again = ["--max-restarts", "1", "-m", "dltrain", "fit", "small.yaml", "--resume", "auto", "--json", "--quiet"]
     result = subprocess.run(
-        [*torchrun, *fit_again], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=dict(os.environ)
+        [*torchrun, *fit_again], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, env=dict(os.environ)
     )
     assert result.returncode == 0, result.stderr
     assert one_json(result.stdout)["run"] == "runs/small/1"

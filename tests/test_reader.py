@@ -366,6 +366,6 @@ def test_any_set_option_is_carried_out_or_refused(path: str, value: str) -> None
     ],
 )
 def test_huge_configs_are_refused_in_bounded_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # of this process alone
     read_or_refuse(text)
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20

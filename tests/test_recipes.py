@@ -16,7 +16,7 @@ import pytest
 from dltrain.config.validate import load_config
 from dltrain.listing import list_runs
 from dltrain.train import fit
-from tests.small_runs import StopAt, write_config
+from tests.small_runs import PATIENCE_S, StopAt, write_config
 
 PAGE = Path(__file__).parent.parent / "docs" / "sweeping-from-the-shell.md"
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", PAGE.read_text(encoding="utf-8"), re.M))
@@ -73,7 +73,7 @@ def run_shell(text: str, folder: Path, **variables: str) -> subprocess.Completed
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from dltrain.errors import CheckpointError, ConfigError, DataError, Stopped
 from dltrain.run import read_metrics
 from dltrain.train import fit
 from tests.small_runs import (
+    PATIENCE_S,
     STEPS_PER_EPOCH,
     Sections,
     StopAt,
@@ -35,6 +35,7 @@ from tests.small_runs import (
     result_of,
     rows_of,
     small_config,
+    wait_for,
     write_arrays,
     write_config,
 )
@@ -310,13 +311,14 @@ LONG: Sections = {
 
 def wait_for_rows(process: subprocess.Popen[str], root: Path, number: int) -> Path:
     """Wait until the run of a process has written so many lines of metrics; return its directory."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        if list(root.glob("*/1/metrics.jsonl")) and len(read_metrics(newest_run(root))) >= number:
-            return newest_run(root)
-        time.sleep(0.01)
-    process.kill()
-    raise AssertionError(f"no metrics were written: {process.communicate()}")
+    try:
+        wait_for(
+            lambda: list(root.glob("*/1/metrics.jsonl")) and len(read_metrics(newest_run(root))) >= number, process
+        )
+    except AssertionError as error:
+        process.kill()
+        raise AssertionError(f"no metrics were written: {process.communicate()}") from error
+    return newest_run(root)
 
 
 @pytest.mark.slow
@@ -330,7 +332,7 @@ def test_a_killed_process_is_resumed_by_another_to_the_same_bytes(
     ) as process:
         run = wait_for_rows(process, tmp_path / "runs", 2)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, err
     assert "Traceback" not in err
     if code != -9:

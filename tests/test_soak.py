@@ -1,4 +1,4 @@
-"""Ten of the cases of `make soak`: a run that was killed at any moment ends, resumed, with the bytes of a whole one."""
+"""Some cases of `make soak`: a run that was killed at any moment ends, resumed, with the bytes of a whole one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.soak import SHIPPED, VARIANTS, Soak, cases
+from tests.soak import SHIPPED, TWO, VARIANTS, Soak, cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("soak")]
 
@@ -37,7 +37,12 @@ def test_a_killed_run_ends_with_the_bytes_of_the_uninterrupted_one(name: str, so
     assert same, told
 
 
-def test_the_cases_are_every_shipped_config_and_every_variant_in_turn() -> None:
-    names = list(cases(200, random.Random(0)))
-    assert len(names) == 200
-    assert {*names} == {f"config {name}" for name in SHIPPED} | {*VARIANTS}
+def test_a_run_on_two_processes_of_which_one_is_killed_ends_with_the_same_bytes(soak: Soak) -> None:
+    same, told = soak.case("everything at once", len(TEN), random.Random(1), by_command=False, devices=2)
+    assert same, told
+
+
+def test_the_cases_are_every_shipped_config_and_every_variant_in_turn_and_some_on_two_processes() -> None:
+    drawn = list(cases(200, random.Random(0)))
+    assert {name for name, devices in drawn if devices == 1} == {f"config {name}" for name in SHIPPED} | {*VARIANTS}
+    assert [name for name, devices in drawn if devices == 2] == list(TWO)

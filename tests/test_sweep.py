@@ -7,9 +7,7 @@ import math
 import os
 import signal
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,19 @@ from dltrain.sweep.pool import Slots, find_slots
 from dltrain.sweep.space import options_of
 from dltrain.sweep.sweep import sweep
 from dltrain.train import fit
-from tests.small_runs import Sections, command, dltrain, dltrain_here, one_json, result_of, write_arrays, write_config
+from tests.small_runs import (
+    HELD,
+    PATIENCE_S,
+    Sections,
+    command,
+    dltrain,
+    dltrain_here,
+    one_json,
+    result_of,
+    wait_for,
+    write_arrays,
+    write_config,
+)
 
 pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("sweep")]
 
@@ -425,35 +435,28 @@ def children_of(process: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-def wait_for(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it did not come to that")
-
-
 @pytest.fixture
 def slow_sweep(tmp_path: Path) -> Any:
-    """A sweep of 6 trials in a process of its own, of which one has finished; it is killed in the end."""
-    (tmp_path / "own.py").write_text(SLOW.format(pause_s=0.03))
-    sections = {"schedule": {"type": "own.py:slowly"}, "sweep": {"space": SPACE, "trials": 6, "slots": 2}}
+    """A sweep of 6 trials in a process of its own, of which one has finished and two go slowly until there is "go"."""
+    (tmp_path / "own.py").write_text(HELD.format(num_quick=2))
+    sections = {"schedule": {"type": "own.py:held"}, "sweep": {"space": SPACE, "trials": 6, "slots": 2}}
     write_config(tmp_path, sections)
-    process = subprocess.Popen(command("sweep", "small.yaml"), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    path = tmp_path / "runs" / "small-sweep" / "1" / EVENTS
-    wait_for(lambda: path.exists() and '"finished"' in path.read_text())
-    yield process, path.parent
-    process.kill()
-    process.wait()
-    process.stderr.close()
+    path, begun = tmp_path / "runs" / "small-sweep" / "1" / EVENTS, tmp_path / "begun"
+    with subprocess.Popen(command("sweep", "small.yaml"), cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: begun.exists() and begun.stat().st_size > 3, process)
+            wait_for(lambda: '"finished"' in path.read_text(), process)
+            yield process, path.parent
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_a_repetition(slow_sweep: Any) -> None:
+def test_a_killed_worker_costs_a_repetition(slow_sweep: Any, tmp_path: Path) -> None:
     process, folder = slow_sweep
     os.kill(children_of(process.pid)[0], signal.SIGKILL)
-    process.communicate(timeout=60)
+    (tmp_path / "go").touch()
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert_each_once(folder, 6)
     (failed,) = [event for event in events_of(folder) if event["event"] == "failed"]
@@ -468,6 +471,7 @@ def test_workers_die_with_a_killed_coordinator_and_the_sweep_goes_on(slow_sweep:
     process.kill()
     process.communicate()
     wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+    (tmp_path / "go").touch()
     result = dltrain("sweep", "--resume", folder, "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert one_json(result.stdout)["finished"] == 6
@@ -478,11 +482,12 @@ def test_workers_die_with_a_killed_coordinator_and_the_sweep_goes_on(slow_sweep:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
 )
-def test_a_signal_stops_the_sweep_cleanly(slow_sweep: Any, number: int, code: int) -> None:
+def test_a_signal_stops_the_sweep_cleanly(slow_sweep: Any, tmp_path: Path, number: int, code: int) -> None:
     process, folder = slow_sweep
     children = children_of(process.pid)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    (tmp_path / "go").touch()
     assert process.returncode == code
     assert "of 6 trials; go on with: dltrain sweep --resume runs/small-sweep/1" in err.splitlines()[-1]
     assert not any(Path(f"/proc/{child}").exists() for child in children)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,33 @@ from dltrain.sweep.space import options_of, settings_of
 from dltrain.sweep.sweep import work
 from dltrain.train import fit
 from tests.databases import postgresql
-from tests.small_runs import Sections, command, dltrain_here, one_json, result_of, write_arrays, write_config
+from tests.small_runs import (
+    HELD,
+    PATIENCE_S,
+    Sections,
+    command,
+    dltrain_here,
+    one_json,
+    result_of,
+    wait_for,
+    write_arrays,
+    write_config,
+)
 
 pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("sweep_shared")]
 
 SPACE = {"optimizer.lr": {"log_uniform": [1e-3, 1e-1]}, "model.hidden": [[4], [8, 8]]}
 GOALS = [("val/loss", False)]
-SLOW = "import time\n\ndef slowly(step, total_steps):\n    time.sleep({pause_s})\n    return 1.0\n"
+WAITING = """
+import time
+from pathlib import Path
+
+def wait_for_another(step, total_steps):
+    while step == 5 and not any(Path(__file__).with_name("elsewhere").rglob("checkpoints")):
+        time.sleep(0.01)
+    return 1.0
+"""
+"""A schedule in which the trainings of the first worker go on when another one has begun to train."""
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +139,19 @@ def test_many_workers_that_ask_at_once_get_each_trial_once(tmp_path: Path, url: 
 
 
 def test_a_worker_needs_the_address_and_the_name_and_trains_what_fit_would(tmp_path: Path, url: str, name: str) -> None:
-    (tmp_path / "own.py").write_text(SLOW.format(pause_s=0.02))
-    path = config(tmp_path, {"trials": 8, "sampler": "tpe"}, {"schedule": {"type": "own.py:slowly"}})
-    first = subprocess.Popen(
-        command("sweep", path.name, "--storage", url, "--study", name, "--json"), cwd=tmp_path, stdout=subprocess.PIPE
-    )
-    wait_for(lambda: name in Database(url).names() and trials_in(url, name))
+    (tmp_path / "own.py").write_text(WAITING)
+    path = config(tmp_path, {"trials": 8, "sampler": "tpe"}, {"schedule": {"type": "own.py:wait_for_another"}})
+    arguments = command("sweep", path.name, "--storage", url, "--study", name, "--json")
     other = tmp_path / "elsewhere"
     other.mkdir()
     os.link(tmp_path / "data.npz", other / "data.npz")
-    summary = join(other, url, name, trusted=(str(tmp_path / "own.py"),))
-    first.communicate(timeout=60)
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE) as first:
+        try:
+            wait_for(lambda: name in Database(url).names() and trials_in(url, name), first)
+            summary = join(other, url, name, trusted=(str(tmp_path / "own.py"),))
+            first.communicate(timeout=PATIENCE_S)
+        finally:
+            first.kill()
     assert first.returncode == 0
     assert (summary["finished"], summary["failed"]) == (8, 0)
     assert_each_once(url, name, 8)
@@ -209,13 +232,18 @@ def test_workers_that_are_at_work_hear_that_there_are_to_be_more_trials(tmp_path
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
 
-def wait_for(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it did not come to that")
+@contextlib.contextmanager
+def held_sweep(folder: Path, url: str, name: str, settings: Sections) -> Iterator[subprocess.Popen[str]]:
+    """Context of a sweep in a process of its own, the second trial of which goes slowly until there is "go"."""
+    (folder / "own.py").write_text(HELD.format(num_quick=1))
+    path = config(folder, settings, {"schedule": {"type": "own.py:held"}})
+    arguments, begun = command("sweep", path.name, "--storage", url, "--study", name), folder / "begun"
+    with subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: begun.exists() and begun.stat().st_size > 1, process)
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow
@@ -223,12 +251,9 @@ def test_what_a_killed_worker_had_is_trained_by_another(
     tmp_path: Path, url: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "GRACE_S", 1.0)
-    (tmp_path / "own.py").write_text(SLOW.format(pause_s=0.05))
-    path = config(tmp_path, {"trials": 5}, {"schedule": {"type": "own.py:slowly"}})
-    first = subprocess.Popen(command("sweep", path.name, "--storage", url, "--study", name, "--quiet"), cwd=tmp_path)
-    wait_for(lambda: name in Database(url).names() and len(trials_in(url, name)) >= 2)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    with held_sweep(tmp_path, url, name, {"trials": 5}) as first:
+        first.kill()
+    (tmp_path / "go").touch()
     assert trials_in(url, name)[-1].user_attrs[ABOUT]["runs"][0]["state"] == "running"
     summary = join(tmp_path, url, name, trusted=("own.py",))
     assert summary["finished"] == 5
@@ -237,14 +262,10 @@ def test_what_a_killed_worker_had_is_trained_by_another(
 
 @pytest.mark.slow
 def test_a_stopped_worker_gives_back_what_it_had(tmp_path: Path, url: str, name: str) -> None:
-    (tmp_path / "own.py").write_text(SLOW.format(pause_s=0.05))
-    path = config(tmp_path, {"trials": 3}, {"schedule": {"type": "own.py:slowly"}})
-    first = subprocess.Popen(
-        command("sweep", path.name, "--storage", url, "--study", name), cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: name in Database(url).names() and len(trials_in(url, name)) >= 2)
-    first.send_signal(signal.SIGTERM)
-    _, err = first.communicate(timeout=60)
+    with held_sweep(tmp_path, url, name, {"trials": 3}) as first:
+        first.send_signal(signal.SIGTERM)
+        _, err = first.communicate(timeout=PATIENCE_S)
+    (tmp_path / "go").touch()
     assert first.returncode == 143
     assert f"go on with: dltrain sweep-worker {name} --storage {Database(url).shown}" in err.splitlines()[-1]
     assert trials_in(url, name)[-1].user_attrs[ABOUT]["runs"][0]["state"] == "open"
@@ -304,8 +325,8 @@ def test_a_worker_that_dies_between_two_writes_loses_nothing(
 
 
 def test_code_that_a_study_names_runs_only_if_trusted(tmp_path: Path, url: str, name: str) -> None:
-    (tmp_path / "own.py").write_text(SLOW.format(pause_s=0))
-    begin(tmp_path, url, name, {"trials": 1}, {"schedule": {"type": "own.py:slowly"}})
+    (tmp_path / "own.py").write_text(HELD.format(num_quick=9))
+    begin(tmp_path, url, name, {"trials": 1}, {"schedule": {"type": "own.py:held"}})
     result = dltrain_here("sweep-worker", name, "--storage", url, cwd=tmp_path)
     assert result.returncode == 5
     assert "small.yaml:" in result.stderr

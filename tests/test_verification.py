@@ -57,4 +57,4 @@ def test_a_run_with_one_checkpoint_says_what_is_missing(tmp_path: Path) -> None:
 def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
     result = dltrain_here("verify", tmp_path, cwd=tmp_path)
     assert result.returncode == 5
-    assert "has no last.safetensors" in result.stderr
+    assert result.stderr == f"{tmp_path}: is no run directory (it has no checkpoints/); such as runs/digits/1\n"

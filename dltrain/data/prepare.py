@@ -85,7 +85,8 @@ def prepare(builder: Builder, *, raw_targets: bool = False) -> Prepared:
 
 
 def _prepare(builder: Builder, source: Any, raw_targets: bool) -> Entry:
-    everything = source.read()
+    with builder.at("data", only=ConfigError):
+        everything = source.read()
     if len(everything) == 0:
         raise DataError(f"{builder.file.place('data')}: there are no samples")
     kind = _task_type(builder, source, everything)

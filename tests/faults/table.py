@@ -150,7 +150,7 @@ SECTIONS: dict[str, dict[int, tuple[str, str]]] = {
         57: ("small last batch", "Counts by its samples: no metric depends on the size of the batches."),
         58: ("metric that does not add up", "Is computed from the sums over all samples: equal to scikit-learn's."),
         59: ("2 ranks, odd number of samples", "Counts of processes add up, and no sample is counted twice."),
-        60: ("a rank dies", "All end in bounded time."),
+        60: ("a rank dies", "All end in bounded time, and the run goes on to the bytes of the uninterrupted one."),
     },
     "Sweeps": {61: ("trial or coordinator dies", "The others go on, and each point is trained once.")},
     "Security": {
@@ -269,6 +269,7 @@ ELSEWHERE: dict[int, list[str]] = {
     60: [
         "test_hosts::test_a_training_goes_on_after_a_process_on_either_host_was_killed",
         "test_hosts::test_where_one_host_dies_the_other_ends_and_keeps_the_checkpoint",
+        "test_soak::test_a_run_on_two_processes_of_which_one_is_killed_ends_with_the_same_bytes",
     ],
     61: [
         "test_sweep::test_a_killed_worker_costs_a_repetition",

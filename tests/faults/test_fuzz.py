@@ -144,6 +144,9 @@ IMAGE_FORMATS = {
 SOUND_FORMATS = {name: sound_bytes(name) for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64", "RF64")}
 KINDS: dict[str, Any] = {
     "csv": kind({"type": "table", "path": "t.csv", "target": "y", "missing": "drop"}, "t.csv", csv_bytes(table_rows())),
+    "tsv": kind(
+        {"type": "table", "path": "t.tsv", "target": "y"}, "t.tsv", csv_bytes(table_rows()).replace(b",", b"\t")
+    ),
     "csv strict": kind({"type": "table", "path": "t.csv", "target": "y"}, "t.csv", csv_bytes(table_rows())),
     "csv gzipped": kind(
         {"type": "table", "path": "t.csv.gz", "target": "y"},

@@ -17,6 +17,7 @@ from dltrain import train as training
 from dltrain.errors import Stopped
 from dltrain.train import fit
 from tests.small_runs import (
+    PATIENCE_S,
     StopAt,
     command,
     dltrain,
@@ -73,7 +74,7 @@ def stops_and_goes_on(
 def test_a_signal_in_a_save_lets_the_save_end(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert stops_and_goes_on(tmp_path, monkeypatch, number, os, "fsync", 3) in (2, 3, 4)
+    assert stops_and_goes_on(tmp_path, monkeypatch, number, checkpoints, "_sync", 3) in (2, 3, 4)
 
 
 @pytest.mark.fault(49, 50)
@@ -128,7 +129,7 @@ def test_a_signal_while_data_are_prepared_leaves_no_run(number: signal.Signals, 
 def test_a_training_outlives_the_reader_of_its_progress(tmp_path: Path) -> None:
     write_config(tmp_path)
     line = " ".join(command("fit", "small.yaml")) + " 2>&1 | head -1"
-    result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (result.stdout.split(), result.stderr) == (["run", "runs/small/1"], "")
     run = tmp_path / "runs" / "small" / "1"
     assert checkpoints.load(run / "checkpoints" / checkpoints.LAST).meta["step"] == 12
@@ -155,7 +156,7 @@ def test_a_sweep_outlives_the_reader_of_its_progress(tmp_path: Path, shared: str
 def test_a_training_outlives_a_full_disk_that_its_progress_goes_to(tmp_path: Path) -> None:
     write_config(tmp_path)
     line = " ".join(command("fit", "small.yaml", "--json")) + " 2>/dev/full"
-    result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
     assert result.returncode == 0
     assert json.loads(result.stdout)["step"] == 12
 

@@ -206,7 +206,10 @@ class Train(Settings):
         "small kernels the CPU launches too slowly; of code of your own the Python runs only while recording",
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; null: OMP_NUM_THREADS, else one for small models and all cores for others"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads; null: OMP_NUM_THREADS, else one for small models and all cores for others",
     )
     deterministic: bool = Field(
         False, description="only operations that give the same bits in every run, also on a GPU"

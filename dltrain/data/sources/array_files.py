@@ -150,7 +150,7 @@ def _read_npy_header(stream: IO[bytes], start: bytes) -> tuple[tuple[int, ...], 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that Python 2 wrote it
             shape, in_columns, dtype = read(io.BytesIO(prefix + text))
-    except (TypeError, tokenize.TokenError) as error:
+    except (TypeError, IndexError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"has a header that is damaged: {error}") from None
     if any(size < 0 for size in shape):
         raise ValueError(f"has an impossible shape: {shape}")

@@ -109,6 +109,8 @@ class Arrays:
             raise ConfigError(f"inputs: {self.inputs!r} names an array of an .npz, and {path} is none; remove it")
         targets = os.path.join(self.base, self.target)
         if not os.path.isfile(targets):
+            with open_array(path):  # or it is said what is wrong with the inputs
+                pass
             raise ConfigError(
                 f"target: for inputs from {path}, set the path of the .npy of the targets; no file {targets}"
             )
