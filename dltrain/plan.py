@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 from dltrain.budget import Budget
@@ -33,7 +34,8 @@ from dltrain.network import Network, Transform, build_augmentation, build_networ
 from dltrain.optimizers import averages, supports_fused
 from dltrain.parameter_groups import muon_matrices, parameter_groups
 from dltrain.ranks import ALONE, Ranks
-from dltrain.regularization import Mixed, early_stop, gradient_noise, max_norm_, sam_perturb_
+from dltrain.regularization import Mixed, Norm, early_stop, gradient_noise, max_norm_, sam_perturb_
+from dltrain.sharding import check_sharding, shard
 from dltrain.state import State, averaged_copy
 from dltrain.tasks import SequenceTask
 
@@ -126,6 +128,8 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     """
     config, settings = builder.file.config, builder.file.config.train
     _check_ranks(builder, ranks)
+    check_sharding(builder)
+    in_slices = settings.parallel == "fsdp" and not ranks.alone
     device = open_device(settings.device, ranks.local_index)
     set_deterministic(settings.deterministic)
     if settings.compile is True and (missing := missing_compiler(device)):
@@ -144,28 +148,32 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     else:
         clock = Clock(epoch_steps, max(1, to_steps(settings.duration, epoch_steps)))
 
-    network = build_network(builder, data.facts, device)
+    network = build_network(builder, data.facts, torch.device("cpu") if in_slices else device)
     example = network.example(data.facts)
     set_threads(settings.threads, network.model, example, settings.batch_size)
+    _check_smallest_batch(builder, len(train), network, data.facts, ranks.size)
+    shards = shard(builder, network, data.facts, device, ranks) if in_slices else None
+    network, model = (network, network.model) if shards is None else (shards.network, shards.tree)
+    example = network.example(data.facts)
     augment = build_augmentation(builder, network, data.facts)
-    optimizer, lr = build_optimizer(builder, network.model, device)
-    regularizer = build_regularizer(builder, network.model, clock, example)
+    optimizer, lr = build_optimizer(builder, model, device)
+    regularizer = build_regularizer(builder, model, clock, example, vector_norm if shards is None else shards.norm)
     schedule = builder.partial(config.schedule, ("schedule",), clock)
     _try_schedule(builder, schedule, clock.total_steps)
 
     keeps_average = regularizer.average is not None or averages(optimizer)
     state = State(
-        network.model,
+        model,
         optimizer,
-        averaged=averaged_copy(network.model) if keeps_average else None,
+        averaged=averaged_copy(model) if keeps_average else None,
         scaler=torch.amp.GradScaler(device.type) if settings.precision == "float16" else None,
         metrics=network.metrics(),
+        shards=shards,
         total_steps=clock.total_steps,
         micro_batch_size=settings.micro_batch_size or settings.batch_size,
         eval_batch_size=settings.eval_batch_size,
     )
     _check_combinations(builder, data, optimizer)
-    _check_smallest_batch(builder, len(train), network, data.facts, ranks.size)
     return Plan(
         device,
         data,
@@ -216,8 +224,12 @@ def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) ->
     return optimizer, lr
 
 
-def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example: Inputs) -> Regularizer:
+def build_regularizer(
+    builder: Builder, model: nn.Module, clock: Clock, example: Inputs, norm_of: Norm = vector_norm
+) -> Regularizer:
     """Build the regularization of the config and try it; `example` are some inputs of the model.
+
+    `norm_of` gives the norm of the norms of gradients.
 
     Raises ConfigError where a pattern matches no parameter, or where something does not fit the data.
     """
@@ -242,6 +254,10 @@ def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example:
     if settings.max_norm is not None:
         parameters = matching(builder, model, settings.max_norm.params, ("regularization", "max_norm", "params"))
         max_norm = functools.partial(max_norm_, parameters, limit=settings.max_norm.limit)
+    clip, sam_perturb = chosen(settings.clip, "clip"), bound(sam_perturb_, settings.sam)
+    if norm_of is not vector_norm:
+        clip = None if clip is None else functools.partial(clip, norm_of=norm_of)
+        sam_perturb = None if sam_perturb is None else functools.partial(sam_perturb, norm_of=norm_of)
     average, mixing = chosen(settings.average, "average"), chosen(settings.mix, "mix")
     if average is not None:
         with builder.at("regularization", "average"):
@@ -252,8 +268,8 @@ def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example:
     return Regularizer(
         penalties,
         mix=mixing,
-        sam_perturb=bound(sam_perturb_, settings.sam),
-        clip=chosen(settings.clip, "clip"),
+        sam_perturb=sam_perturb,
+        clip=clip,
         gradient_noise=bound(gradient_noise, settings.gradient_noise),
         max_norm=max_norm,
         average=average,

@@ -30,6 +30,8 @@ MAY_CHANGE = (
     "train.eval_batch_size",
     "train.device",
     "train.on_nonfinite",
+    "train.parallel",
+    "train.checkpoint",
 )
 """Settings that a resumed run may have otherwise than the run that it goes on with."""
 
@@ -63,7 +65,7 @@ def open_run(
     if run is None:
         run = Run(Path(folder))
         if resumed:
-            path, saved, _ = checkpoints.load_last(run.folder)
+            path, saved, _ = checkpoints.load_last(run.folder, state.rows)
             state.restore(saved, str(path))
             state.metrics.reset()  # the first process has those of all
     if not ranks.alone and file.config.train.threads is None:
@@ -88,7 +90,7 @@ def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) 
     """
     run = Run.open(folder)
     with run.closed_on_error():
-        path, saved, damage = checkpoints.load_last(folder)
+        path, saved, damage = checkpoints.load_last(folder, state.rows)
         check_resumable(saved, file, facts, str(path))
         with checkpoints.understood(str(path)):
             state.restore(saved, str(path))
@@ -133,12 +135,12 @@ def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     failed_at, num_rollbacks = state.step, state.num_rollbacks + 1
     if not ranks.first:
         told = ranks.from_first("")
-        state.restore(checkpoints.load(run.checkpoints / LAST), str(run.checkpoints / LAST))
+        state.restore(checkpoints.load(run.checkpoints / LAST, state.rows), str(run.checkpoints / LAST))
         state.num_rollbacks = num_rollbacks
         state.metrics.reset()
         return told
     for path in (run.checkpoints / LAST, run.checkpoints / PREVIOUS):
-        if path.exists() and (saved := checkpoints.load(path)).meta["step"] < failed_at:
+        if path.exists() and (saved := checkpoints.load(path, state.rows)).meta["step"] < failed_at:
             break
     else:
         raise Diverged(f"{reason}; there is no checkpoint of an earlier step to go back to")
@@ -233,6 +235,10 @@ def halve(run: Run, state: State, name: str, size: int, failure: str, ranks: Ran
 
     `name` is "micro_batch_size" or "eval_batch_size". Raises TrainingError where that would change the result.
     """
+    if state.shards is not None:
+        raise TrainingError(
+            f"out of memory: {failure}; the processes go through a model in slices together: set train.{name}: {size}"
+        )
     if name == "micro_batch_size" and any(isinstance(module, _BatchNorm) for module in state.model.modules()):
         raise TrainingError(
             f"out of memory: {failure}; BatchNorm takes its statistics of a micro-batch, so a smaller one would change "

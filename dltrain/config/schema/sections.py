@@ -200,6 +200,15 @@ class Train(Settings):
         description="train the form of the model that torch.compile makes; auto tries it for long trainings, and keeps "
         "it where it is faster",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="what each of several processes holds: ddp the whole model, fsdp a slice of every weight, for "
+        "models that do not fit into one device",
+    )
+    checkpoint: Literal["full", "sharded"] = Field(
+        "full",
+        description="how fsdp saves: full gathers all in one file, sharded has each process write its slices",
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads; null: OMP_NUM_THREADS, else one for small models and all cores for others"
     )
