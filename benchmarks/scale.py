@@ -53,6 +53,14 @@ def all_reduce_s(num_bytes: float, number: int, network: Network) -> float:
     return 2 * (number - 1) * (num_bytes / number / bytes_per_s + latency_s)
 
 
+def fsdp_s(num_bytes: float, number: int, network: Network) -> float:
+    """Return the seconds of what `train.parallel: fsdp` sends: two all-gathers and a reduce-scatter.
+
+    Each is half of an all-reduce. The latency is that of one layer; more layers send more and smaller messages.
+    """
+    return 1.5 * all_reduce_s(num_bytes, number, network)
+
+
 def efficiency(work: Work, number: int, network: Network, *, overlapped: bool = False) -> float:
     """Return samples a second and GPU, as a fraction (0..1) of those of one GPU alone.
 
@@ -75,8 +83,10 @@ def table() -> str:
     ]
     for work in WORKS:
         lines += ["", f"Computed, not measured: {work.name}", ""]
-        lines.append("| GPUs | " + " | ".join(f"{n.name}: sum | as it is | overlapped" for n in NETWORKS) + " |")
-        lines.append("|---:|" + "---:|" * 3 * len(NETWORKS))
+        lines.append(
+            "| GPUs | " + " | ".join(f"{n.name}: sum | as it is | overlapped | fsdp sends" for n in NETWORKS) + " |"
+        )
+        lines.append("|---:|" + "---:|" * 4 * len(NETWORKS))
         lines += [_row(work, number) for number in NUMBERS]
     return "\n".join(lines) + "\n"
 
@@ -86,6 +96,7 @@ def _row(work: Work, number: int) -> str:
     for network in NETWORKS:
         cells.append(f"{1000 * all_reduce_s(_BYTES_PER_PARAMETER * work.num_parameters, number, network):.1f} ms")
         cells += [f"{efficiency(work, number, network, overlapped=o):.1%}" for o in (False, True)]
+        cells.append(f"{1000 * fsdp_s(_BYTES_PER_PARAMETER * work.num_parameters, number, network):.1f} ms")
     return "| " + " | ".join(cells) + " |"
 
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,12 +27,15 @@ from torch.optim import Optimizer
 
 from dltrain.data.sources.facts import check_facts
 from dltrain.errors import CheckpointError
+from dltrain.run import make_numbered
 
 FORMAT_VERSION = 1
 LAST, BEST = "last.safetensors", "best.safetensors"
 PREVIOUS = "previous.safetensors"
 """The last one before the last, for the case that this is found damaged."""
 _DAMAGED = "damaged.safetensors"
+SHARDS = "shards"
+"""Folder of what each process has written of a model in slices: a numbered folder for each checkpoint that has some."""
 _SLOW_S = 10.0
 
 # What every checkpoint has in its metadata; the last of a run has more.
@@ -45,6 +49,7 @@ _OF_TRAINING: dict[str, Callable[[Any], bool]] = {
     "num_rollbacks": lambda value: type(value) is int and value >= 0,
     "num_threads": lambda value: type(value) is int and 1 <= value <= 1024,
     "scores": lambda value: isinstance(value, list) and {*map(type, value)} <= {int, float, NoneType},
+    "shards": lambda value: _is_index_of_shards(value),
 }
 
 
@@ -77,6 +82,38 @@ def save(path: Path, checkpoint: Checkpoint, *, keep_as: str | None = None) -> N
     meta = {"format_version": FORMAT_VERSION, "aliases": aliases, **checkpoint.meta}
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     header = {"dltrain": text, "sha256": _digest(tensors, text)}
+    _write(path, tensors, header, keep_as)
+
+
+def save_shard(folder: Path, index: int, tensors: dict[str, Tensor]) -> str:
+    """Write the slices of process `index` into the `folder` of a checkpoint's shards; return their SHA-256."""
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    digest = _digest(own, "")
+    _write(folder / f"{index}.safetensors", own, {"sha256": digest}, None)
+    return digest
+
+
+def shard_folder(path: Path) -> Path:
+    """Make and return a folder for the shards of a checkpoint that will be written to `path`."""
+    try:
+        return make_numbered(path.parent / SHARDS)
+    except OSError as error:
+        raise CheckpointError(f"{path.parent / SHARDS}: cannot be written: {error.strerror}") from None
+
+
+def remove_unused_shards(folder: Path) -> None:
+    """Remove those shards that no checkpoint in `folder` has."""
+    used = set()
+    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(OSError, SafetensorError, ValueError), safe_open(path, framework="pt") as file:
+            used.add(json.loads((file.metadata() or {}).get("dltrain", "{}")).get("shards", {}).get("folder"))
+    for entry in (folder / SHARDS).iterdir():
+        if entry.name not in used:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str], keep_as: str | None) -> None:
+    """Write a safetensors file, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     slow = threading.Timer(_SLOW_S, _say_slow, (path,))
     slow.daemon = True  # a second Ctrl-C is not kept waiting
@@ -100,16 +137,14 @@ def _say_slow(path: Path) -> None:
     sys.stderr.write(f"still writing {path} after {_SLOW_S:g} s: the disk is slow, or does not answer\n")
 
 
-def load(path: Path) -> Checkpoint:
-    """Read the checkpoint at `path` onto the CPU. Raises CheckpointError if it is missing, damaged or foreign."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, no dict)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: is damaged or no safetensors file: {error}") from None
+def load(path: Path, rows: Callable[[int], slice] | None = None) -> Checkpoint:
+    """Read the checkpoint at `path` onto the CPU, with its shards, each of which is a stretch of rows of all tensors.
+
+    `rows` gives which of a number of rows are wanted of the tensors in shards: all, where it is None.
+
+    Raises CheckpointError if it is missing, damaged or foreign.
+    """
+    header, tensors = _read(path)
     if "dltrain" not in header:
         raise CheckpointError(f"{path}: is a safetensors file, but no checkpoint of dltrain")
     if header.get("sha256") != _digest(tensors, header["dltrain"]):
@@ -119,7 +154,59 @@ def load(path: Path) -> Checkpoint:
     if unknown:
         raise CheckpointError(f"{path}: an alias names {unknown[0]!r}, and there is no such tensor")
     tensors |= {alias: tensors[name] for alias, name in meta["aliases"].items()}
+    if (shards := meta.pop("shards", None)) is not None:
+        tensors |= _read_shards(path.parent / SHARDS / shards["folder"], shards, rows or (lambda number: slice(number)))
     return Checkpoint(tensors, meta)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return header and tensors of a safetensors file. Raises CheckpointError if there is none."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file: {error}") from None
+
+
+def _read_shards(folder: Path, shards: dict[str, Any], rows: Callable[[int], slice]) -> dict[str, Tensor]:
+    """Return the wanted `rows` of all tensors in shards; one of their files is in memory at a time."""
+    num_rows: dict[str, int] = shards["rows"]
+    begun = dict.fromkeys(num_rows, 0)
+    parts: dict[str, list[Tensor]] = {name: [] for name in num_rows}
+    for index, digest in enumerate(shards["sha256"]):
+        path = folder / f"{index}.safetensors"
+        _, tensors = _read(path)
+        if _digest(tensors, "") != digest:
+            raise CheckpointError(f"{path}: is damaged: its SHA-256 does not fit its contents")
+        if tensors.keys() != num_rows.keys() or not all(tensor.dim() for tensor in tensors.values()):
+            raise CheckpointError(f"{path}: is no shard of its checkpoint: it holds other tensors")
+        for name, tensor in tensors.items():
+            wanted, begin = rows(num_rows[name]), begun[name]
+            start, stop = (max(0, at - begin) for at in (wanted.start or 0, wanted.stop))
+            parts[name].append(tensor[start:stop].clone())
+            begun[name] += len(tensor)
+    if begun != num_rows:
+        raise CheckpointError(f"{folder}: does not hold as many rows as its checkpoint says")
+    try:
+        return {name: torch.cat(pieces) for name, pieces in parts.items()}
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: its shards do not fit each other: {error}") from None
+
+
+def _is_index_of_shards(value: Any) -> bool:
+    """Return whether `value` names the folder of shards, the digest of each, and the number of rows of each tensor."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"folder", "sha256", "rows"}
+        and isinstance(value["folder"], str)
+        and value["folder"].isascii()
+        and value["folder"].isdecimal()
+        and isinstance(value["sha256"], list)
+        and isinstance(value["rows"], dict)
+        and all(type(number) is int and number >= 0 for number in value["rows"].values())
+    )
 
 
 def _read_meta(path: Path, text: str) -> dict[str, Any]:
@@ -161,19 +248,19 @@ def _are_shapes(value: list[Any]) -> bool:
     return all(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in value)
 
 
-def load_last(run: Path) -> tuple[Path, Checkpoint, str]:
+def load_last(run: Path, rows: Callable[[int], slice] | None = None) -> tuple[Path, Checkpoint, str]:
     """Return the newest good checkpoint of the state of a run, its file first, and what is wrong with a newer one.
 
-    Raises CheckpointError if there is none.
+    `rows` are those that are wanted of tensors in shards, as in `load`. Raises CheckpointError if there is none.
     """
     path = find(run, LAST)
     try:
-        return path, load(path), ""
+        return path, load(path, rows), ""
     except CheckpointError as error:
         previous = path.with_name(PREVIOUS)
         if path.name != LAST or not previous.is_file():
             raise
-        return previous, load(previous), str(error)
+        return previous, load(previous, rows), str(error)
 
 
 def set_aside(path: Path) -> None:

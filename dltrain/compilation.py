@@ -43,7 +43,7 @@ def training_form(plan: Plan, config: Config) -> tuple[nn.Module, str]:
     if state.compiled is None and setting != "auto":
         state.compiled = setting is True
     if state.compiled is False or steps_left <= 0:
-        return state.model, ""
+        return plan.network.model, ""
     with left_as_it_is(state.model, plan.device):
         form, told = _try(plan, config, steps_left, must=state.compiled is True)
     state.compiled = form is not None

@@ -10,16 +10,26 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def first_not_finite(model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
+def first_not_finite(model: nn.Module, inputs: tuple[Tensor, ...], *, runs: bool = True) -> str:
     """Return what first holds an infinity or NaN in a forward pass, or else the first gradient that does, in words.
 
-    The model is left as it is, its batch statistics too. The result is "" where all is finite.
+    The model is left as it is, its batch statistics too. The result is "" where all is finite. Unless the model `runs`
+    (one in slices does not by itself), no forward pass is made.
     """
     if not all(_is_finite(x) for x in inputs):
         return "in the augmented inputs"
     for name, parameter in model.named_parameters():
         if not _is_finite(parameter):
             return f"in the weights {name}"
+    found = _outputs_not_finite(model, inputs) if runs else []
+    if found:
+        return found[0]
+    gradients = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
+    return next((f"in the gradient of {name}" for name, gradient in gradients if not _is_finite(gradient)), "")
+
+
+def _outputs_not_finite(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
+    """Return the first output of a layer that is not finite, in words, if one is."""
     twin = copy.deepcopy(model)
     found: list[str] = []
 
@@ -34,10 +44,7 @@ def first_not_finite(model: nn.Module, inputs: tuple[Tensor, ...]) -> str:
         if not list(module.children()) or not name:
             module.register_forward_hook(hook(name))
     twin(*inputs)
-    if found:
-        return found[0]
-    gradients = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
-    return next((f"in the gradient of {name}" for name, gradient in gradients if not _is_finite(gradient)), "")
+    return found
 
 
 def _is_finite(value: Any) -> bool:

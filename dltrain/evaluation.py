@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from dltrain.metrics import Metrics
 from dltrain.network import Network, restore_network
 from dltrain.ranks import ALONE, Ranks
 from dltrain.run import finite_or_none
+from dltrain.sharding import Shards
 from dltrain.tasks import SequenceTask, Task, Translation
 from dltrain.text_scores import score
 
@@ -33,12 +33,18 @@ _LARGEST_OUTPUT = 2**24
 
 @torch.no_grad()
 def evaluate_columns(
-    network: Network, model: nn.Module, columns: Columns, precision: str, batch_size: int, ranks: Ranks = ALONE
+    network: Network,
+    model: nn.Module,
+    columns: Columns,
+    precision: str,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    shards: Shards | None = None,
 ) -> tuple[float, Metrics]:
     """Return the mean loss over `columns`, per sample or per token, and the metrics; neither depends on `batch_size`.
 
     `model` is the one of the network, or its averaged form; it is left in the mode in which it came. Several processes
-    take batches in turn, and all return the same.
+    take batches in turn, and all return the same; with a model in `shards` all call it equally often.
     """
     device = network.device
     metrics = network.metrics()
@@ -46,7 +52,9 @@ def evaluate_columns(
     total = torch.zeros((), dtype=torch.float64, device=device)
     context = autocast(device, precision)
     with evaluating(model):
-        for rows in islice(_batches(columns, batch_size, network.task), ranks.index, None, ranks.size):
+        batches = list(_batches(columns, batch_size, network.task))
+        own = batches[ranks.index :: ranks.size]
+        for rows in own:
             inputs, target = columns.batch(rows, device)
             with context:
                 output = model(*network.transform(inputs)).float()
@@ -55,6 +63,8 @@ def evaluate_columns(
             loss_sum += loss.double() * weight
             total += weight
             metrics.update(output, target)
+        if shards is not None:
+            shards.keep_step(-(-len(batches) // ranks.size) - len(own))
     if not ranks.alone:
         sums = metrics.state
         ranks.add(loss_sum, total, sums)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 from dltrain.build import Builder, Clock, parameters_of, user_failure
@@ -23,7 +24,7 @@ from dltrain.data.prepare import Inputs
 from dltrain.errors import ConfigError
 from dltrain.optimizers import supports_fused
 from dltrain.parameter_groups import muon_matrices, names_matching, parameter_groups
-from dltrain.regularization import Mixed, early_stop, gradient_noise, max_norm_, sam_perturb_
+from dltrain.regularization import Mixed, Norm, early_stop, gradient_noise, max_norm_, sam_perturb_
 
 
 def build_optimizer(builder: Builder, model: nn.Module, device: torch.device) -> tuple[Optimizer, float]:
@@ -87,8 +88,12 @@ class Regularizer:
     early_stop: Callable[[list[float]], bool]
 
 
-def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example: Inputs) -> Regularizer:
+def build_regularizer(
+    builder: Builder, model: nn.Module, clock: Clock, example: Inputs, norm_of: Norm = vector_norm
+) -> Regularizer:
     """Build the regularization of the config and try it; `example` are some inputs of the model.
+
+    `norm_of` gives the norm of the norms of gradients.
 
     Raises ConfigError where a pattern matches no parameter, or where something does not fit the data.
     """
@@ -104,6 +109,10 @@ def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example:
     if settings.max_norm is not None:
         parameters = _matching(builder, model, settings.max_norm.params, ("regularization", "max_norm", "params"))
         max_norm = functools.partial(max_norm_, parameters, limit=settings.max_norm.limit)
+    clip, sam_perturb = chosen(settings.clip, "clip"), bound(sam_perturb_, settings.sam)
+    if norm_of is not vector_norm:
+        clip = None if clip is None else functools.partial(clip, norm_of=norm_of)
+        sam_perturb = None if sam_perturb is None else functools.partial(sam_perturb, norm_of=norm_of)
     average, mixing = chosen(settings.average, "average"), chosen(settings.mix, "mix")
     if average is not None:
         with builder.at("regularization", "average"):
@@ -114,8 +123,8 @@ def build_regularizer(builder: Builder, model: nn.Module, clock: Clock, example:
     return Regularizer(
         penalties,
         mix=mixing,
-        sam_perturb=bound(sam_perturb_, settings.sam),
-        clip=chosen(settings.clip, "clip"),
+        sam_perturb=sam_perturb,
+        clip=clip,
         gradient_noise=bound(gradient_noise, settings.gradient_noise),
         max_norm=max_norm,
         average=average,

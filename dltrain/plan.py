@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.linalg import vector_norm
 from torch.optim import Optimizer
 
 from dltrain.budget import Budget
@@ -27,6 +28,7 @@ from dltrain.network import Network, Transform, build_augmentation, build_networ
 from dltrain.optimization import Regularizer, build_optimizer, build_regularizer, build_schedule
 from dltrain.optimizers import averages
 from dltrain.ranks import ALONE, Ranks
+from dltrain.sharding import check_sharding, shard
 from dltrain.state import State, averaged_copy
 from dltrain.tasks import SequenceTask
 
@@ -104,6 +106,8 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     """
     settings = builder.file.config.train
     _check_ranks(builder, ranks)
+    check_sharding(builder)
+    in_slices = settings.parallel == "fsdp" and not ranks.alone
     with builder.at("train"):
         device = open_device(settings.device, ranks.local_index)
     set_deterministic(settings.deterministic)
@@ -128,27 +132,31 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     else:
         clock = Clock(epoch_steps, max(1, to_steps(settings.duration, epoch_steps)))
 
-    network = build_network(builder, data.facts, device)
+    network = build_network(builder, data.facts, torch.device("cpu") if in_slices else device)
     example = network.example(data.facts)
     set_threads(settings.threads, network.model, example, settings.batch_size)
+    _check_smallest_batch(builder, len(train), network, data.facts, ranks.size)
+    shards = shard(builder, network, data.facts, device, ranks) if in_slices else None
+    network, model = (network, network.model) if shards is None else (shards.network, shards.tree)
+    example = network.example(data.facts)
     augment = build_augmentation(builder, network, data.facts)
-    optimizer, lr = build_optimizer(builder, network.model, device)
-    regularizer = build_regularizer(builder, network.model, clock, example)
+    optimizer, lr = build_optimizer(builder, model, device)
+    regularizer = build_regularizer(builder, model, clock, example, vector_norm if shards is None else shards.norm)
     schedule = build_schedule(builder, clock)
 
     keeps_average = regularizer.average is not None or averages(optimizer)
     state = State(
-        network.model,
+        model,
         optimizer,
-        averaged=averaged_copy(network.model) if keeps_average else None,
+        averaged=averaged_copy(model) if keeps_average else None,
         scaler=torch.amp.GradScaler(device.type) if settings.precision == "float16" else None,
         metrics=network.metrics(),
+        shards=shards,
         total_steps=clock.total_steps,
         micro_batch_size=settings.micro_batch_size or settings.batch_size,
         eval_batch_size=settings.eval_batch_size,
     )
     _check_combinations(builder, data, optimizer)
-    _check_smallest_batch(builder, len(train), network, data.facts, ranks.size)
     return Plan(
         device,
         data,

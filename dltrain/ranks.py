@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _T = TypeVar("_T")
 _TIMEOUT_S = 600.0
 """Of a process that is alive and does not answer; one that dies is noticed at once."""
 _LONGEST_PREPARATION = timedelta(days=7)
+_LOST = re.compile("gloo|NCCL|[Cc]onnection (closed|reset)")
 _PATIENCE_S = 2.0
 """In which whoever started the processes ends those that lost another, and the one that failed has said why."""
 
@@ -110,14 +112,26 @@ class Ranks:
         self.take_from_first(tensor.view(-1).view(torch.uint8) for tensor in taken.values())
         return taken
 
+    def texts(self, text: str) -> list[str]:
+        """Return the texts of all processes."""
+        texts = [text] * self.size
+        if not self.alone:
+            with _connected():
+                dist.all_gather_object(texts, text)
+        return texts
+
     def first_text(self, text: str) -> str:
         """Return the text of the first process that has one."""
-        if self.alone:
-            return text
-        texts: list[str] = [""] * self.size
+        return next((text for text in self.texts(text) if text), "")
+
+    def rows_of_all(self, tensor: Tensor, number: int) -> Tensor:
+        """Return the `number` rows of which each process has as many as the others, but for the last that have any."""
+        padded = tensor.new_zeros(-(-number // self.size), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
         with _connected():
-            dist.all_gather_object(texts, text)
-        return next((text for text in texts if text), "")
+            dist.all_gather(parts, padded)
+        return torch.cat(parts)[:number]
 
     def one_then_others(self, work: Callable[[], _T]) -> _T:
         """Do `work` on one process of each machine and then on its others, which find its files."""
@@ -215,7 +229,11 @@ def joined(timeout_s: float = _TIMEOUT_S) -> Iterator[Ranks]:
         time.sleep(_PATIENCE_S)
         with _voice_of(place.local_index == 0):
             raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and _LOST.search(str(error)):  # in a pass of a model that FSDP2 has sharded
+            time.sleep(_PATIENCE_S)
+            with _voice_of(place.local_index == 0), _connected():
+                raise
         with _voice_of(_is_first_to_fail(ranks)):
             raise
     finally:

@@ -31,6 +31,8 @@ MAY_CHANGE = (
     "train.device",
     "train.cuda_graphs",
     "train.on_nonfinite",
+    "train.parallel",
+    "train.checkpoint",
 )
 """Settings that a resumed run may have otherwise than the run that it goes on with."""
 
@@ -61,21 +63,28 @@ def open_run(
         else:
             run, saved, damage = reopen(resume, file, facts, state)
     folder, resumed = ranks.from_first((str(run.folder) if run is not None else "", resume is not None))
-    if resumed:
-        take_over(saved, state, ranks)
     run = run or Run(Path(folder))
+    if resumed:
+        take_over(run, saved, state, ranks)
     if not ranks.alone and file.config.train.threads is None:
         torch.set_num_threads(ranks.from_first(torch.get_num_threads()))
     return run, damage
 
 
-def take_over(saved: Checkpoint, state: State, ranks: Ranks) -> None:
-    """Put the checkpoint that the first process has put into its `state` into that of the others; all call it."""
+def take_over(run: Run, saved: Checkpoint, state: State, ranks: Ranks) -> None:
+    """Put the checkpoint that the first process has put into its `state` into that of the others; all call it.
+
+    It is sent to them, since the run may be on another machine's disk; who has slices of a model reads them there.
+    """
     if ranks.alone:
         return
-    checkpoint = Checkpoint(ranks.tensors_from_first(saved.tensors), ranks.from_first(saved.meta))
+    if state.shards is None:
+        checkpoint, where = Checkpoint(ranks.tensors_from_first(saved.tensors), ranks.from_first(saved.meta)), "the run"
+    elif not ranks.first:
+        path, checkpoint, _ = checkpoints.load_last(run.folder, state.rows)
+        where = str(path)
     if not ranks.first:
-        state.restore(checkpoint, "the first process's checkpoint")
+        state.restore(checkpoint, where)
         state.metrics.reset()  # the first process has those of all
 
 
@@ -96,7 +105,7 @@ def reopen(folder: Path, file: ConfigFile, facts: dict[str, Any], state: State) 
     """
     run = Run.open(folder)
     with run.closed_on_error():
-        path, saved, damage = checkpoints.load_last(folder)
+        path, saved, damage = checkpoints.load_last(folder, state.rows)
         check_resumable(saved, file, facts, str(path))
         with checkpoints.understood(str(path)):
             state.restore(saved, str(path))
@@ -141,11 +150,11 @@ def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     failed_at, num_rollbacks = state.step, state.num_rollbacks + 1
     if not ranks.first:
         told = ranks.from_first("")
-        take_over(_NOTHING, state, ranks)
+        take_over(run, _NOTHING, state, ranks)
         state.num_rollbacks = num_rollbacks
         return told
     for path in (run.checkpoints / LAST, run.checkpoints / PREVIOUS):
-        if path.exists() and (saved := checkpoints.load(path)).meta["step"] < failed_at:
+        if path.exists() and (saved := checkpoints.load(path, state.rows)).meta["step"] < failed_at:
             break
     else:
         raise Diverged(f"{reason}; there is no checkpoint of an earlier step to go back to")
@@ -156,7 +165,7 @@ def roll_back(run: Run, state: State, reason: str, ranks: Ranks) -> str:
     told = f"step {failed_at}: not finite; back to step {state.step} with {state.lr_factor:g} of the learning rate"
     run.log(told)
     told = ranks.from_first(told)
-    take_over(saved, state, ranks)
+    take_over(run, saved, state, ranks)
     return told
 
 
@@ -243,6 +252,10 @@ def halve(run: Run, state: State, name: str, size: int, failure: str, ranks: Ran
 
     `name` is "micro_batch_size" or "eval_batch_size". Raises TrainingError where that would change the result.
     """
+    if state.shards is not None:
+        raise TrainingError(
+            f"out of memory: {failure}; the processes go through a model in slices together: set train.{name}: {size}"
+        )
     if name == "micro_batch_size" and any(isinstance(module, _BatchNorm) for module in state.model.modules()):
         raise TrainingError(
             f"out of memory: {failure}; BatchNorm takes its statistics of a micro-batch, so a smaller one would change "

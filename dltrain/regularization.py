@@ -8,13 +8,16 @@ stay tensors on it. Names with an underscore at the end change weights in place;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from dltrain.errors import ConfigError
+
+Norm = Callable[[Tensor], Tensor]
 
 # --- Penalties: (parameters, *, strength) -> scalar that is added to the loss -------------------------------
 
@@ -65,30 +68,31 @@ def _flat(parameters: list[Tensor]) -> Tensor:
 
 
 # --- Gradient clipping: (parameters, *, ...) -> the total norm before clipping ------------------------------
+# `norm_of` gives the norm of the norms of all gradients; of a model in slices, also of those on other processes.
 
 
 @torch.no_grad()
-def clip_norm(parameters: list[Tensor], *, max_norm: float = 1.0) -> Tensor:
+def clip_norm(parameters: list[Tensor], *, max_norm: float = 1.0, norm_of: Norm = vector_norm) -> Tensor:
     """Scale all gradients by one factor to a total norm of at most `max_norm`; return the norm before.
 
     Pascanu, Mikolov & Bengio (2013), https://arxiv.org/abs/1211.5063. The same numbers as
     `torch.nn.utils.clip_grad_norm_`, which takes 37 us where this takes 20 us (small MLP, one CPU thread).
     """
     grads = _gradients(parameters)
-    norm = _total_norm(grads)
+    norm = _total_norm(grads, norm_of)
     torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
 @torch.no_grad()
-def clip_value(parameters: list[Tensor], *, limit: float) -> Tensor:
+def clip_value(parameters: list[Tensor], *, limit: float, norm_of: Norm = vector_norm) -> Tensor:
     """Clamp every element of the gradients to -limit..limit; return their total norm before.
 
     Mikolov (2012), https://www.fit.vut.cz/study/phd-thesis/283/. It turns infinite elements into finite ones:
     only the norm that is returned still tells of them.
     """
     grads = _gradients(parameters)
-    norm = _total_norm(grads)
+    norm = _total_norm(grads, norm_of)
     torch._foreach_clamp_min_(grads, -limit)
     torch._foreach_clamp_max_(grads, limit)
     return norm
@@ -118,9 +122,8 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def _total_norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
-    return norm
+def _total_norm(tensors: list[Tensor] | tuple[Tensor, ...], norm_of: Norm = vector_norm) -> Tensor:
+    return norm_of(torch.stack(torch._foreach_norm(tensors)))
 
 
 def _unit_norms(tensors: list[Tensor]) -> list[Tensor]:
@@ -207,7 +210,9 @@ _ASAM_ETA = 0.01
 
 
 @torch.no_grad()
-def sam_perturb_(parameters: list[Tensor], *, rho: float = 0.05, adaptive: bool = False) -> list[Tensor]:
+def sam_perturb_(
+    parameters: list[Tensor], *, rho: float = 0.05, adaptive: bool = False, norm_of: Norm = vector_norm
+) -> list[Tensor]:
     """Move the weights to where the loss is about highest within `rho`; return copies of them from before.
 
     The order of a step: backward, `sam_perturb_`, zero the gradients, backward on the same batch,
@@ -223,10 +228,10 @@ def sam_perturb_(parameters: list[Tensor], *, rho: float = 0.05, adaptive: bool 
     if adaptive:
         sizes = torch._foreach_add(torch._foreach_abs(trained), _ASAM_ETA)
         ascent = torch._foreach_mul(ascent, sizes)
-        norm = _total_norm(ascent)
+        norm = _total_norm(ascent, norm_of)
         ascent = torch._foreach_mul(ascent, sizes)
     else:
-        norm = _total_norm(ascent)
+        norm = _total_norm(ascent, norm_of)
     torch._foreach_add_(trained, torch._foreach_mul(ascent, rho / (norm + 1e-12)))
     return saved
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from dltrain.checkpoint import BEST, LAST, PREVIOUS, Checkpoint
 from dltrain.metrics import Metrics
 from dltrain.optimizers import averages
 from dltrain.ranks import Ranks
+from dltrain.sharding import Shards
 
 _SUMS = ("loss_sum", "penalty_sum", "weight_sum")
 
@@ -34,6 +36,8 @@ class State:
     """torch.amp.GradScaler for float16, else None."""
     metrics: Metrics
     """Of the training batches since the last line of metrics."""
+    shards: Shards | None = None
+    """Where the model is in slices, of which `model` and `averaged` hold this process's."""
     step: int = 0
     total_steps: int = 0
     """Of the whole training; for one whose length is a time, about as many as there will be."""
@@ -77,6 +81,32 @@ class State:
         """The form of the model that is evaluated."""
         return self.model if self.averaged is None else self.averaged
 
+    @contextlib.contextmanager
+    def evaluated_form(self) -> Iterator[nn.Module]:
+        """Context of the form of the model that is evaluated, to be called; slices of averages stand in for others."""
+        if self.shards is None:
+            yield self.evaluated
+            return
+        if self.averaged is None:
+            yield self.shards.network.model
+            return
+        held = tensors_of(self.model)
+        before = [tensor.clone() for tensor in held]
+        try:
+            _copy(held, tensors_of(self.averaged))
+            yield self.shards.network.model
+        finally:
+            _copy(held, before)
+
+    @property
+    def rows(self) -> Callable[[int], slice] | None:
+        """Which rows of the tensors in shards a checkpoint is to be read for; None: all."""
+        return None if self.shards is None else self.shards.rows
+
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of what was computed of each slice of the weights; of those that are whole, `value`."""
+        return value if self.shards is None else self.shards.total(value)
+
     @property
     def best_is_last(self) -> bool:
         """Whether the last evaluation was the best so far."""
@@ -94,7 +124,7 @@ class State:
             return ""
         # The operation of mixed precision that looks at all in one go: 4 us for a small MLP, isfinite takes 170.
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found.zero_(), self._one)
-        return "gradient is" if self._found.item() else ""
+        return "gradient is" if self.total(self._found).item() else ""
 
     def refresh_average(self) -> None:
         """Bring averages up to date that an optimizer keeps in its own state (schedule-free)."""
@@ -126,13 +156,16 @@ class State:
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write the best checkpoint, if there is a new one, and then the last: together the state of the run."""
         self.save_best(folder)
-        checkpoints.save(folder / LAST, self.last_checkpoint(meta), keep_as=PREVIOUS)
+        self._write(folder / LAST, self.last_checkpoint(meta), keep_as=PREVIOUS)
 
     def save_best(self, folder: Path) -> None:
         """Write the best checkpoint, if there is a new one."""
         if self.best is not None:
-            checkpoints.save(folder / BEST, self.best)
+            self._write(folder / BEST, self.best)
             self.best = None
+
+    def _write(self, path: Path, checkpoint: Checkpoint, *, keep_as: str | None = None) -> None:
+        (checkpoints.save if self.shards is None else self.shards.save)(path, checkpoint, keep_as=keep_as)
 
     def last_checkpoint(self, meta: dict[str, Any]) -> Checkpoint:
         """Return all of the state, with `meta` about the run; the tensors are the live ones."""
@@ -165,6 +198,8 @@ class State:
 
     def restore(self, checkpoint: Checkpoint, where: str) -> None:
         """Take over the state of a last checkpoint; `where` names it in messages."""
+        if self.shards is not None:
+            checkpoint = self.shards.own(checkpoint)
         checkpoints.load_weights(self.model, checkpoint.part("model"), where)
         if self.averaged is not None:
             checkpoints.load_weights(self.averaged, checkpoint.part("averaged"), where)
@@ -204,6 +239,11 @@ def set_buffers(model: nn.Module, values: Iterable[Tensor]) -> None:
     """Give the buffers of `model`, such as batch statistics, other values."""
     for buffer, value in zip(model.buffers(), values, strict=True):
         buffer.copy_(value)
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def _prefixed(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

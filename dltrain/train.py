@@ -134,7 +134,9 @@ def fit(
     measures = regularizer.mix is None and not isinstance(network.task, SequenceTask)  # outputs against targets
     on_nonfinite = config.train.on_nonfinite
     steps_between_looks = 1 if on_nonfinite == "skip" else _STEPS_BETWEEN_LOOKS[device.type]
-    add_up = None if ranks.alone else StepSum(ranks, parameters)
+    shards = state.shards
+    add_up = None if ranks.alone else StepSum(ranks, parameters) if shards is None else shards
+    saves = ranks.first or shards is not None  # what only the first has, or each its slices of
     # What depends on the other samples of a batch is done to the whole of it; else each process takes its inputs alone.
     needs_whole = bool(plan.augment) or regularizer.mix is not None or lengths is not None
 
@@ -174,13 +176,16 @@ def fit(
             loss = part_loss.detach() if loss is None else loss + part_loss.detach()
             if measure:
                 outputs.append((output.detach(), part_target))
+        if shards is not None:
+            most = -(-len(target) // ranks.size)
+            shards.keep_step(-(-most // size) - len(range(share.start, share.stop, size)))
         if add_up is not None:
             loss = add_up(loss, time.perf_counter() - began, stop.number is not None)
         if not penalties:
             return loss, None, weight
         penalty: Any = sum(term() for term in penalties)
         backward(scaled(penalty))
-        return loss, penalty.detach(), weight
+        return loss, state.total(penalty.detach()), weight
 
     gradients_of: Gradients = gradients
     if config.train.cuda_graphs:
@@ -201,7 +206,8 @@ def fit(
         """Return the error that ends the run; what was best so far is kept."""
         state.save_best(run.checkpoints)
         seed_everything(device, config.seed, STEP, state.step, *ranks.salt)
-        where = ranks.first_text(first_not_finite(model, inputs) if len(inputs[0]) else "")
+        found = first_not_finite(model, inputs, runs=shards is None) if len(inputs[0]) else ""
+        where = ranks.first_text(found)
         lr = plan.lr * factor
         return Diverged(records.not_finite(what, where, samples.tolist(), state, lr, epoch_steps, run))
 
@@ -305,7 +311,7 @@ def fit(
                 row_s = time.perf_counter() - began - row_began_s
                 if not math.isfinite(loss_sum):
                     raise not_finite("loss is")
-                if not all_finite(parameters):
+                if ranks.largest(not all_finite(parameters)):
                     raise not_finite("weights are")
                 row = {"step": state.step, "epoch": state.step / epoch_steps, "lr": plan.lr * factor}
                 row["train/loss"] = loss_sum / weight_sum if weight_sum else math.nan
@@ -316,10 +322,10 @@ def fit(
                 if measures:
                     row |= {f"train/{name}": value for name, value in state.metrics.compute().items()}
                 if val is not None:
-                    evaluate = partial(
-                        evaluate_columns, network, state.evaluated, val, config.train.precision, ranks=ranks
-                    )
-                    val_loss, val_metrics = in_halves(evaluate, state.eval_batch_size, smaller_eval_batch)
+                    with state.evaluated_form() as evaluated:
+                        setting = network, evaluated, val, config.train.precision
+                        evaluate = partial(evaluate_columns, *setting, ranks=ranks, shards=shards)
+                        val_loss, val_metrics = in_halves(evaluate, state.eval_batch_size, smaller_eval_batch)
                     row["val/loss"] = val_loss
                     row |= {f"val/{name}": value for name, value in val_metrics.compute().items()}
                 if plan.data.facts["num_skipped"]:
@@ -336,7 +342,7 @@ def fit(
                 state.scores.append(plan.goal.score(row))
                 state.row["best"] = state.best_is_last
                 state.reset_sums()
-                if state.best_is_last and ranks.first:
+                if state.best_is_last and saves:
                     state.best = state.best_checkpoint(meta)
                 stopped_early = regularizer.early_stop(state.scores)
                 run.append_metrics(state.row)
@@ -346,10 +352,10 @@ def fit(
             # checkpoint, stop
             finished = state.step == state.total_steps or stopped_early
             if finished or is_stopping() or plan.save_due(state):
-                if not all_finite(parameters):
+                if ranks.largest(not all_finite(parameters)):
                     raise not_finite("weights are")
                 state.bring_together(ranks)
-                if ranks.first:
+                if saves:
                     state.save(run.checkpoints, meta)
             if budget is not None:
                 now_s = time.perf_counter() - began

@@ -56,7 +56,7 @@ PROVIDED = {
     "schedule": {"step", "total"},
     "penalty": {"parameters"},
     "mix": {"inputs", "rng"},
-    "clip": {"parameters"},
+    "clip": {"parameters", "norm_of"},
     "average": {"step", "total"},
 }
 """What each kind is given besides its settings: what the data decide, and what the loop hands in at each step."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import NETWORKS, NUMBERS, WORKS, Network, Work, all_reduce_s, efficiency, table
+from benchmarks.scale import NETWORKS, NUMBERS, WORKS, Network, Work, all_reduce_s, efficiency, fsdp_s, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 
@@ -25,7 +25,8 @@ def test_one_gpu_is_whole_and_more_are_never_better(work: Work, network: Network
     assert all(more <= less if overlapped else more < less for less, more in pairwise(values))
 
 
-def test_a_ring_moves_nearly_twice_the_bytes() -> None:
+def test_a_ring_moves_nearly_twice_the_bytes_and_fsdp_half_as_many_more() -> None:
     network = Network("without latency", 1e9, 1e9, 0.0, 0.0)
     assert all_reduce_s(1e9, 2, network) == pytest.approx(1.0)
     assert all_reduce_s(1e9, 1000, network) == pytest.approx(1.998)
+    assert fsdp_s(1e9, 2, network) == pytest.approx(1.5)

@@ -21,6 +21,7 @@ from tests.small_runs import StopAt, dltrain, newest_run, rows_of, small_config,
 pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("ranks")]
 
 DONE = Ended(0, "")
+PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 
 
 @pytest.mark.fault(41)
@@ -84,8 +85,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.fault(60)
 @pytest.mark.usefixtures("impatient")
-def test_a_process_that_fails_is_the_one_that_says_why(tmp_path: Path) -> None:
-    file = small_config(tmp_path)
+@PARALLEL
+def test_a_process_that_fails_is_the_one_that_says_why(parallel: str, tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"train": {"parallel": parallel}})
 
     def fail() -> None:
         raise DataError("row 7 is no number")
@@ -98,8 +100,9 @@ def test_a_process_that_fails_is_the_one_that_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.fault(60)
 @pytest.mark.usefixtures("impatient")
-def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
-    file = small_config(tmp_path, {"train": {"checkpoint_every": "1 steps"}})
+@PARALLEL
+def test_a_killed_process_ends_all_and_the_run_goes_on(parallel: str, tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"train": {"checkpoint_every": "1 steps", "parallel": parallel}})
     whole = Path(fit(file, root=tmp_path / "whole")["run"])
     first, second = train_in_ranks(file, tmp_path / "runs", progress=At(lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert (first.code, second.code) == (-signal.SIGKILL, 4)
@@ -111,8 +114,9 @@ def test_a_killed_process_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.fault(60)
 @pytest.mark.usefixtures("impatient")
-def test_a_process_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> None:
-    file = small_config(tmp_path)
+@PARALLEL
+def test_a_process_that_hangs_is_given_up_after_the_timeout(parallel: str, tmp_path: Path) -> None:
+    file = small_config(tmp_path, {"train": {"parallel": parallel}})
 
     def work(ranks: Ranks) -> None:
         fit(file, root=tmp_path / "runs", ranks=ranks, progress=At(lambda: time.sleep(4)))

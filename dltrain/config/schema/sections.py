@@ -205,6 +205,15 @@ class Train(Settings):
         description="record forward, loss and backward of a step on a GPU as one CUDA graph, for models whose many "
         "small kernels the CPU launches too slowly; of code of your own the Python runs only while recording",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="what each of several processes holds: ddp the whole model, fsdp a slice of every weight, for "
+        "models that do not fit into one device",
+    )
+    checkpoint: Literal["full", "sharded"] = Field(
+        "full",
+        description="how fsdp saves: full gathers all in one file, sharded has each process write its slices",
+    )
     threads: int | None = Field(
         None,
         ge=1,
