@@ -61,6 +61,8 @@ def test_settings_that_may_change_may_change(setting: str, tmp_path: Path) -> No
         "train.eval_batch_size": 3,
         "train.on_nonfinite": "skip",
         "train.device": "auto",
+        "train.parallel": "fsdp",
+        "train.checkpoint": "sharded",
     }
     before = small_config(tmp_path)
     after = small_config(tmp_path, {"train": {setting.removeprefix("train."): values[setting]}})
