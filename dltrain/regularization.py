@@ -72,7 +72,7 @@ def _flat(parameters: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def clip_norm(parameters: list[Tensor], *, max_norm: float = 1.0, norm_of: Norm = vector_norm) -> Tensor:
+def clip_norm(parameters: list[Tensor], norm_of: Norm = vector_norm, *, max_norm: float = 1.0) -> Tensor:
     """Scale all gradients by one factor to a total norm of at most `max_norm`; return the norm before.
 
     Pascanu, Mikolov & Bengio (2013), https://arxiv.org/abs/1211.5063. The same numbers as
@@ -85,7 +85,7 @@ def clip_norm(parameters: list[Tensor], *, max_norm: float = 1.0, norm_of: Norm 
 
 
 @torch.no_grad()
-def clip_value(parameters: list[Tensor], *, limit: float, norm_of: Norm = vector_norm) -> Tensor:
+def clip_value(parameters: list[Tensor], norm_of: Norm = vector_norm, *, limit: float) -> Tensor:
     """Clamp every element of the gradients to -limit..limit; return their total norm before.
 
     Mikolov (2012), https://www.fit.vut.cz/study/phd-thesis/283/. It turns infinite elements into finite ones:
@@ -211,7 +211,7 @@ _ASAM_ETA = 0.01
 
 @torch.no_grad()
 def sam_perturb_(
-    parameters: list[Tensor], *, rho: float = 0.05, adaptive: bool = False, norm_of: Norm = vector_norm
+    parameters: list[Tensor], norm_of: Norm = vector_norm, *, rho: float = 0.05, adaptive: bool = False
 ) -> list[Tensor]:
     """Move the weights to where the loss is about highest within `rho`; return copies of them from before.
 

@@ -157,12 +157,14 @@ def test_a_resumed_run_ends_with_the_bytes_of_the_uninterrupted_run(stops: tuple
 def on_their_own_disks(folder: Path, sections: Sections, *stops: int) -> list[Ended]:
     """Train on two processes, each in a folder of its own; where the first has a run there, it is gone on with."""
 
+    config = write_config(folder, sections)
+
     def work(ranks: Ranks) -> None:
         own = folder / f"disk {ranks.index}"
         own.mkdir(exist_ok=True)
         os.chdir(own)
         resume = newest_run(Path("runs")) if Path("runs").exists() else None
-        fit(small_config(folder, sections), root=Path("runs"), resume=resume, progress=StopAt(*stops), ranks=ranks)
+        fit(load_config(config), root=Path("runs"), resume=resume, progress=StopAt(*stops), ranks=ranks)
 
     return in_ranks(work)
 

@@ -62,6 +62,8 @@ def test_settings_that_may_change_may_change(setting: str, tmp_path: Path) -> No
         "train.on_nonfinite": "skip",
         "train.device": "auto",
         "train.cuda_graphs": True,
+        "train.parallel": "fsdp",
+        "train.checkpoint": "sharded",
     }
     before = small_config(tmp_path)
     after = small_config(tmp_path, {"train": {setting.removeprefix("train."): values[setting]}})
