@@ -22,6 +22,7 @@ from dltrain.data.prepare import Inputs
 from dltrain.device import autocast, missing_compiler
 from dltrain.errors import DltrainError, TrainingError
 from dltrain.names import first_line
+from dltrain.network import augmented
 from dltrain.plan import Plan
 from dltrain.state import set_buffers
 
@@ -97,11 +98,7 @@ def _batch(plan: Plan, config: Config) -> tuple[Inputs, Tensor]:
     """Return the first samples of the training as the model is called with: as many as are in memory at once."""
     size = min(config.train.micro_batch_size or config.train.batch_size, len(plan.train))
     inputs, target = plan.train.batch(slice(0, size), plan.device)
-    inputs = plan.network.transform(inputs)
-    rng = torch.Generator(plan.device)
-    for transform in plan.augment:
-        inputs = (transform(inputs[0], rng), *inputs[1:])
-    return inputs, target
+    return augmented(plan.network.transform(inputs), plan.augment, torch.Generator(plan.device)), target
 
 
 def _not_worth_a_try(device: torch.device, left_s: float) -> str:

@@ -1,8 +1,8 @@
 """`train.cuda_graphs`: forward, loss and backward of a step as one CUDA graph, recorded once and then launched whole.
 
-What torch calls the capture of forward, loss and backward: the update, clipping and all else of a step stay outside, so
-they need not know of it (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It pays where the GPU waits
-for the CPU to launch hundreds of small kernels.
+The penalty, clipping, the update and all else of a step stay outside, so they need not know of it
+(https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It pays where the GPU waits for the CPU to launch
+hundreds of small kernels.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Gradients(Protocol):
 
     def __call__(
         self, size: int, inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
-    ) -> tuple[Tensor, Tensor | None, Any]:
-        """Return loss, penalty, and the weight of the loss in sums."""
+    ) -> tuple[Tensor | None, Any]:
+        """Return the loss, and its weight in sums."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Recording:
 
     replay: Callable[[], None]
     batch: list[Tensor]
-    result: tuple[Tensor, Tensor | None, Any]
+    result: tuple[Tensor | None, Any]
     gradients: list[Tensor | None]
     outputs: Outputs
 
@@ -63,7 +63,7 @@ class RecordedGradients:
 
     def __call__(
         self, size: int, inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
-    ) -> tuple[Tensor, Tensor | None, Any]:
+    ) -> tuple[Tensor | None, Any]:
         """Do what `gradients` does."""
         batch = [*inputs, target, *(() if mixed is None else (mixed.partner, mixed.share))]
         key = size, measure, tuple((x.shape, x.dtype) for x in batch)
@@ -87,7 +87,7 @@ class RecordedGradients:
         inputs, target, mixing = tuple(batch[:num_inputs]), batch[num_inputs], batch[num_inputs + 1 :]
         mixed = Mixed(inputs, *mixing) if mixing else None
 
-        def step() -> tuple[Tensor, Tensor | None, Any]:
+        def step() -> tuple[Tensor | None, Any]:
             return self._gradients(size, inputs, target, mixed, measure=measure)
 
         try:
@@ -104,8 +104,8 @@ class RecordedGradients:
 
 
 def _record(
-    step: Callable[[], tuple[Tensor, Tensor | None, Any]], device: torch.device
-) -> tuple[Callable[[], None], tuple[Tensor, Tensor | None, Any]]:
+    step: Callable[[], tuple[Tensor | None, Any]], device: torch.device
+) -> tuple[Callable[[], None], tuple[Tensor | None, Any]]:
     """Return what computes `step` again, into the same memory, and what it returns, which is not computed yet."""
     with torch.cuda.device(device):
         computing = torch.cuda.current_stream()

@@ -17,11 +17,10 @@ from dltrain.build import Builder
 from dltrain.config.reader import write_text
 from dltrain.config.validate import ConfigFile
 from dltrain.console import describe, out_console, table
-from dltrain.data.batches import epoch_order
 from dltrain.data.prepare import Inputs, Prepared
 from dltrain.device import autocast, evaluating
 from dltrain.names import printable
-from dltrain.network import Network
+from dltrain.network import Network, augmented
 from dltrain.plan import Plan, make_plan
 from dltrain.seeds import AUGMENTATION, seed_of
 
@@ -89,18 +88,9 @@ def _show_data(console: Console, data: Prepared) -> None:
 
 def _first_batch(file: ConfigFile, plan: Plan) -> tuple[Inputs, Tensor]:
     """Return the (first micro-) batch of a training, augmented."""
-    config, train = file.config, plan.train
-    batch_size = config.train.batch_size
-    size = config.train.micro_batch_size or batch_size
-    classes = train.target if isinstance(train.target, Tensor) else None
-    sizes = batch_size, train.sample_bytes
-    order = epoch_order(len(train), config.seed, 0, config.train.sampler, classes, train.lengths, *sizes)
-    inputs, target = train.batch(order[:size].to(train.device), plan.device)
-    inputs = plan.network.transform(inputs)
-    rng = torch.Generator(plan.device).manual_seed(seed_of(config.seed, AUGMENTATION, 0))
-    for transform in plan.augment:
-        inputs = (transform(inputs[0], rng), *inputs[1:])
-    return inputs, target
+    inputs, target = plan.train.batch(plan.samples(0)[: file.config.train.micro_batch_size], plan.device)
+    rng = torch.Generator(plan.device).manual_seed(seed_of(file.config.seed, AUGMENTATION, 0))
+    return augmented(plan.network.transform(inputs), plan.augment, rng), target
 
 
 def layers(model: nn.Module, inputs: Inputs) -> list[list[Any]]:

@@ -181,6 +181,13 @@ def build_augmentation(builder: Builder, network: Network, facts: dict[str, Any]
     return transforms
 
 
+def augmented(inputs: Inputs, transforms: Sequence[Transform], rng: torch.Generator) -> Inputs:
+    """Return the inputs of a batch with its first, the one that is augmented, changed by the transforms in turn."""
+    for transform in transforms:
+        inputs = (transform(inputs[0], rng), *inputs[1:])
+    return inputs
+
+
 def dummy_inputs(facts: dict[str, Any], num_samples: int, device: torch.device) -> Inputs:
     """Return zeros of the shapes and types of the stored inputs."""
     return tuple(

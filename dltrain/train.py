@@ -23,9 +23,7 @@ from dltrain.compilation import training_form
 from dltrain.config.validate import ConfigFile
 from dltrain.console import Progress, Watcher
 from dltrain.curves import draws_curves
-from dltrain.data.batches import epoch_order, reading
 from dltrain.data.prepare import Inputs, prepare
-from dltrain.data.transfer import send
 from dltrain.device import autocast
 from dltrain.diagnosis import first_not_finite
 from dltrain.errors import Diverged, Stopped
@@ -33,6 +31,7 @@ from dltrain.evaluation import evaluate_columns
 from dltrain.graphs import Gradients, RecordedGradients
 from dltrain.losses import count
 from dltrain.memory import in_halves
+from dltrain.network import augmented
 from dltrain.optimizers import update_function
 from dltrain.plan import Preparation, make_plan
 from dltrain.ranks import ALONE, Ranks, StepSum
@@ -86,7 +85,6 @@ def fit(
     device, train, val, network = plan.device, plan.train, plan.data.splits.get("val"), plan.network
     state, regularizer = plan.state, plan.regularizer
     model, optimizer = state.model, state.optimizer
-    batch_size = config.train.batch_size
     epoch_steps, budget = plan.epoch_steps, plan.budget
 
     # ---- 2. The run directory: a new one, or one to go on with ------------------------------------------------------
@@ -107,25 +105,21 @@ def fit(
 
     # ---- 3. The parts of a step -------------------------------------------------------------------------------------
     watched = watcher.part if watcher is not None else lambda _, function: function
-    order_of, batch_of = watched("data", epoch_order), watched("data", train.batch)
+    samples_of, batch_of = watched("data", plan.samples), watched("data", train.batch)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     averaged_tensors = tensors_of(state.averaged) if state.averaged is not None else []
     model_tensors = tensors_of(model)
-    on_host = plan.data.splits["train"].target
-    classes = on_host if isinstance(on_host, Tensor) else None
-    lengths, sampler = train.lengths, config.train.sampler
-    read_ahead = reading(train, sampler)
     with run.closed_on_error():
         form, told = training_form(plan, config)
     if told:
         progress.say(told)
         run.log(told)
-    # Of a step that is recorded as a whole no parts are to be seen.
+    # Of what is recorded as a whole no parts are to be seen.
     within = (lambda _, function: function) if config.train.cuda_graphs else watched
     forward = within("forward", form)
     context = autocast(device, config.train.precision)
     loss_function = within("loss", network.loss)
-    penalties = [within("penalty", term) for term in regularizer.penalties]
+    penalties = [watched("penalty", term) for term in regularizer.penalties]
     backward = within("backward", Tensor.backward)
     update = watched("update", update_function(optimizer, state.scaler))
     scaled = (lambda loss: loss) if state.scaler is None else state.scaler.scale
@@ -138,12 +132,12 @@ def fit(
     add_up = None if ranks.alone else StepSum(ranks, parameters) if shards is None else shards
     saves = ranks.first or shards is not None  # what only the first has, or each its slices of
     # What depends on the other samples of a batch is done to the whole of it; else each process takes its inputs alone.
-    needs_whole = bool(plan.augment) or regularizer.mix is not None or lengths is not None
+    needs_whole = bool(plan.augment) or regularizer.mix is not None or train.lengths is not None
 
     def gradients(
         size: int, inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
-    ) -> tuple[Tensor, Tensor | None, Any]:
-        """Leave the gradient of loss + penalty in `.grad`; return loss, penalty, and the weight of the loss in sums.
+    ) -> tuple[Tensor | None, Any]:
+        """Leave the gradient of the loss in `.grad`; return the loss, and its weight in sums.
 
         `inputs` are of this process's share of the batch. Micro-batches of `size` samples, and the shares of other
         processes, add up to the whole batch: each counts by its share of the targets.
@@ -179,13 +173,17 @@ def fit(
         if shards is not None:
             most = -(-len(target) // ranks.size)
             shards.keep_step(-(-most // size) - len(range(share.start, share.stop, size)))
+        return loss, weight
+
+    def completed(loss: Any) -> tuple[Tensor, Tensor | None]:
+        """Add what the other processes have found, and the gradient of the penalty; return loss and penalty."""
         if add_up is not None:
             loss = add_up(loss, time.perf_counter() - began, stop.number is not None)
         if not penalties:
-            return loss, None, weight
+            return loss, None
         penalty: Any = sum(term() for term in penalties)
         backward(scaled(penalty))
-        return loss, state.total(penalty.detach()), weight
+        return loss, state.total(penalty.detach())
 
     gradients_of: Gradients = gradients
     if config.train.cuda_graphs:
@@ -212,7 +210,6 @@ def fit(
         return Diverged(records.not_finite(what, where, samples.tolist(), state, lr, epoch_steps, run))
 
     # ---- 4. The loop ------------------------------------------------------------------------------------------------
-    order = torch.empty(0)
     num_samples = 0  # since the last line of metrics
     skipped_in_a_row = 0
     row_began_s = state.elapsed_s
@@ -223,23 +220,14 @@ def fit(
         began = time.perf_counter() - state.elapsed_s
         while state.step < state.total_steps and not stopped_early:
             # batch
-            epoch, batch = divmod(state.step, epoch_steps)
-            if batch == 0 or len(order) == 0:
-                sizes = batch_size, train.sample_bytes
-                order = order_of(len(train), config.seed, epoch, sampler, classes, lengths, *sizes)
-                if train.device.type == "cuda":
-                    (order,) = send([order], train.device)
-            if read_ahead is not None:
-                read_ahead(order, batch * batch_size)
-            samples = order[batch * batch_size : (batch + 1) * batch_size]
+            samples = samples_of(state.step)
             share = ranks.share(len(samples))
             inputs, target = batch_of(samples, device, None if needs_whole or ranks.alone else samples[share])
             seed_everything(device, config.seed, STEP, state.step, *ranks.salt)
             inputs, mixed = network.transform(inputs), None
             if plan.augment or regularizer.mix is not None:
                 rng.manual_seed(seed_of(config.seed, AUGMENTATION, state.step))
-            for transform in plan.augment:
-                inputs = (transform(inputs[0], rng), *inputs[1:])
+            inputs = augmented(inputs, plan.augment, rng)
             if regularizer.mix is not None:
                 mixed = regularizer.mix(inputs, rng)
                 inputs = mixed.inputs
@@ -252,13 +240,13 @@ def fit(
                 group["lr"] = group["base_lr"] * factor
             buffers_before = [buffer.clone() for buffer in model.buffers()] if on_nonfinite == "skip" else []
             compute = partial(gradients_of, inputs=inputs, target=target, mixed=mixed)
-            loss, penalty, weight = in_halves(
-                partial(compute, measure=measures), state.micro_batch_size, smaller_micro_batch
-            )
+            part, weight = in_halves(partial(compute, measure=measures), state.micro_batch_size, smaller_micro_batch)
+            loss, penalty = completed(part)
             if regularizer.sam_perturb is not None:
                 buffers = [buffer.clone() for buffer in model.buffers()]
                 weights = regularizer.sam_perturb(parameters)
-                in_halves(partial(compute, measure=False), state.micro_batch_size, smaller_micro_batch)
+                part, _ = in_halves(partial(compute, measure=False), state.micro_batch_size, smaller_micro_batch)
+                completed(part)
                 sam_restore_(parameters, weights)
                 set_buffers(model, buffers)
 
@@ -269,7 +257,7 @@ def fit(
                 raise not_finite(bad)
             if bad and on_nonfinite == "rollback":
                 progress.say(records.roll_back(run, state, str(not_finite(bad)), ranks))
-                order, num_samples, row_began_s = torch.empty(0), 0, state.elapsed_s
+                num_samples, row_began_s = 0, state.elapsed_s
                 began = time.perf_counter() - state.elapsed_s
                 continue
 

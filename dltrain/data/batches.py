@@ -6,6 +6,7 @@ drawn in blocks, so that what is read from the disk is read once and in stretche
 
 from __future__ import annotations
 
+import functools
 import mmap
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dltrain.data.columns import Column, Columns
 from dltrain.data.storage import advise, page_cache_bytes
+from dltrain.data.transfer import send
 from dltrain.seeds import ORDER, seed_of
 
 _POOL_BATCHES = 50
@@ -79,6 +81,41 @@ def epoch_order(
     chosen = present[torch.randint(len(present), (num_samples,), generator=rng)]
     rank = (torch.rand(num_samples, generator=rng, dtype=torch.float64) * counts[chosen]).long()
     return by_class[counts.cumsum(0)[chosen] - counts[chosen] + rank]
+
+
+class Samples:
+    """The samples of each step of a training. An epoch at a time is drawn, to where the columns are."""
+
+    def __init__(
+        self, columns: Columns, classes: Tensor | None, seed: int, sampler: str, batch_size: int, epoch_steps: int
+    ) -> None:
+        """Take what `epoch_order` takes, with the columns of the training samples and the steps of an epoch."""
+        self._columns, self._batch_size, self._epoch_steps = columns, batch_size, epoch_steps
+        self._order_of = functools.partial(
+            epoch_order,
+            len(columns),
+            seed,
+            sampler=sampler,
+            classes=classes,
+            lengths=columns.lengths,
+            batch_size=batch_size,
+            sample_bytes=columns.sample_bytes,
+        )
+        self._read_ahead = reading(columns, sampler)
+        self._epoch = -1
+        self._order = torch.empty(0)
+
+    def __call__(self, step: int) -> Tensor:
+        """Return the int64 indices of the samples of a step, counted from 0."""
+        epoch, batch = divmod(step, self._epoch_steps)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._order_of(epoch)
+            if self._columns.device.type == "cuda":
+                (self._order,) = send([self._order], self._columns.device)
+        begin = batch * self._batch_size
+        if self._read_ahead is not None:
+            self._read_ahead(self._order, begin)
+        return self._order[begin : begin + self._batch_size]
 
 
 def reading(columns: Columns, sampler: str) -> ReadAhead | None:
