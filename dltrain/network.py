@@ -9,7 +9,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,8 @@ def refuse_another_size(builder: Builder, checkpoint: Checkpoint, where: str) ->
 def config_of(checkpoint: Checkpoint, where: str, overrides: Sequence[str] = ()) -> ConfigFile:
     """Return the resolved config of a checkpoint with `section.key=value` overrides; `where` names it in messages."""
     document = Document(where, copy.deepcopy(checkpoint.meta["config"]))
-    return config_file(document, overrides, _folder_of(checkpoint, Path(where)))
+    file = config_file(document, overrides, folder="")
+    return replace(file, folder=_folder_of(checkpoint, Path(where)))
 
 
 def _folder_of(checkpoint: Checkpoint, path: Path) -> str:

@@ -193,7 +193,7 @@ def test_a_watched_run_tells_what_it_holds(tmp_path: Path) -> None:
     options = Options(1, {}, lambda text: None, lambda *results: None, tmp_path)
     looks, sizes = growth.long_run(tmp_path, 8_000, options)
     assert sizes["metrics.jsonl"] > 0
-    assert all(look.rss_mib > 10 and look.num_files > 2 for look in looks)
+    assert all(look.held.rss_mib > 10 and look.held.num_files > 2 for look in looks)
     assert looks
 
 

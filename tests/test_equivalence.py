@@ -95,7 +95,7 @@ def test_the_evaluation_does_not_depend_on_its_batch_size(targets: str, tmp_path
         run = train(tmp_path, {**loss, "model": {"norm": "batch"}, "train": {"eval_batch_size": size}})
         rows.append({name: value for name, value in read_metrics(run)[-1].items() if name.startswith("val/")})
     for row in rows:
-        assert row == pytest.approx(rows[-1], abs=1e-6)
+        assert row == pytest.approx(rows[-1], rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize(
