@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dltrain.names import printable
+from dltrain.signals import let_go_of_stderr
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -59,6 +60,7 @@ class _Lasting(Console):
     def on_broken_pipe(self) -> None:
         """Do not end the process, as rich would: a training goes on."""
         self.quiet = True
+        let_go_of_stderr()
 
 
 def out_console() -> Console:

@@ -46,3 +46,14 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def let_go_of_stderr() -> None:
+    """Keep what can no longer be shown (the reader has left, the disk is full) from failing whoever flushes it next.
+
+    That is the interpreter as it ends, and whatever starts a process.
+    """
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from dltrain.cli import listing, models, sweeps, training
 from dltrain.errors import ConfigError, DltrainError, Stopped, TrainingError
 from dltrain.names import first_line
+from dltrain.signals import let_go_of_stderr
 
 
 class _Commands(TyperGroup):
@@ -99,7 +100,7 @@ def main() -> None:
             raise
         _end(f"your own code failed: {user_failure(error)}", ConfigError.exit_code)
     finally:
-        _let_go_of_stderr()
+        let_go_of_stderr()
 
 
 def _prepare_streams() -> None:
@@ -111,14 +112,6 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the whole process)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _let_go_of_stderr() -> None:
-    """Keep what can no longer be shown, as on a full disk, from becoming the exit code of a command that succeeded."""
-    try:
-        sys.stderr.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _end(message: str, code: int) -> None:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from dltrain.config.schema.sweep import Sweep
 from dltrain.console import clock_text, err_console, number_text, out_console, table
 from dltrain.names import printable, shortened, spell
+from dltrain.signals import let_go_of_stderr
 from dltrain.sweep.journal import Trial, Trials, ranked
 
 if TYPE_CHECKING:
@@ -52,8 +53,11 @@ class Display:
         self.say("")
 
     def say(self, text: str) -> None:
-        """Show a line."""
-        self._console.print(escape(printable(text)), soft_wrap=True)
+        """Show a line, unless the output is on a disk that is full."""
+        try:
+            self._console.print(escape(printable(text)), soft_wrap=True)
+        except OSError:
+            let_go_of_stderr()
 
     def __enter__(self) -> Display:
         if self._is_live:

@@ -127,10 +127,12 @@ def test_a_process_with_too_little_memory_trains_all_the_same(tmp_path: Path) ->
 import resource
 from dltrain.config.validate import load_config
 from dltrain.train import fit
+config = {str(config)!r}
+fit(load_config(config, ["train.batch_size=8", "train.eval_batch_size=8"]), root="before")  # loads all that is needed
 used = next(line for line in open("/proc/self/status") if line.startswith("VmData"))
 limit = int(used.split()[1]) * 2**10 + 150 * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-fit(load_config({str(config)!r}), root="runs")
+fit(load_config(config), root="runs")
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -138,13 +138,14 @@ def test_a_training_outlives_the_reader_of_its_progress(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault(50, 55)
+@pytest.mark.parametrize("reader", ["head -1", "true"])
 @pytest.mark.parametrize("shared", ["", " --storage sqlite:///study.db"])
-def test_a_sweep_outlives_the_reader_of_its_progress(tmp_path: Path, shared: str) -> None:
+def test_a_sweep_outlives_the_reader_of_its_progress(tmp_path: Path, shared: str, reader: str) -> None:
     write_config(tmp_path, {"sweep": {"space": {"optimizer.lr": [0.1, 0.01]}, "trials": 3, "slots": 2}})
-    line = f"{{ {' '.join(command('sweep', 'small.yaml', '--json'))}{shared} > result.json; }} 2>&1 | head -1"
+    line = f"{{ {' '.join(command('sweep', 'small.yaml', '--json'))}{shared} > result.json; }} 2>&1 | {reader}"
     result = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=tmp_path, capture_output=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, b"")
-    assert len(result.stdout.splitlines()) == 1
+    assert len(result.stdout.splitlines()) == (reader == "head -1")
     summary = json.loads((tmp_path / "result.json").read_text())
     assert (summary["finished"], bool(summary["report"])) == (3, not shared)
     for row in summary["best"]:
