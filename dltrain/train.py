@@ -175,10 +175,11 @@ def fit(
             shards.keep_step(-(-most // size) - len(range(share.start, share.stop, size)))
         return loss, weight
 
-    def completed(loss: Any) -> tuple[Tensor, Tensor | None]:
-        """Add what the other processes have found, and the gradient of the penalty; return loss and penalty."""
+    def completed(own: Any) -> tuple[Tensor, Tensor | None]:
+        """Add to this process's own loss and gradient the others', and the penalty's; return loss and penalty."""
+        loss = own
         if add_up is not None:
-            loss = add_up(loss, time.perf_counter() - began, stop.number is not None)
+            loss = add_up(own, time.perf_counter() - began, stop.number is not None)
         if not penalties:
             return loss, None
         penalty: Any = sum(term() for term in penalties)
@@ -240,13 +241,13 @@ def fit(
                 group["lr"] = group["base_lr"] * factor
             buffers_before = [buffer.clone() for buffer in model.buffers()] if on_nonfinite == "skip" else []
             compute = partial(gradients_of, inputs=inputs, target=target, mixed=mixed)
-            part, weight = in_halves(partial(compute, measure=measures), state.micro_batch_size, smaller_micro_batch)
-            loss, penalty = completed(part)
+            own, weight = in_halves(partial(compute, measure=measures), state.micro_batch_size, smaller_micro_batch)
+            loss, penalty = completed(own)
             if regularizer.sam_perturb is not None:
                 buffers = [buffer.clone() for buffer in model.buffers()]
                 weights = regularizer.sam_perturb(parameters)
-                part, _ = in_halves(partial(compute, measure=False), state.micro_batch_size, smaller_micro_batch)
-                completed(part)
+                own, _ = in_halves(partial(compute, measure=False), state.micro_batch_size, smaller_micro_batch)
+                completed(own)
                 sam_restore_(parameters, weights)
                 set_buffers(model, buffers)
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from dltrain import checkpoint as checkpoints
 from dltrain.checkpoint import LAST
-from dltrain.config.validate import load_config
+from dltrain.config.validate import ConfigFile, load_config
 from dltrain.launch import held_port
 from dltrain.ranks import ALONE, Ranks, StepSum
 from dltrain.run import read_metrics
@@ -230,22 +230,28 @@ class Net(nn.Module):
 """
 
 
+def assert_policy(policy: str, ended: list[Ended], run: Path, alone: ConfigFile, root: Path, message: str) -> None:
+    """Assert that all did as `train.on_nonfinite` says: stopped with the message, or skipped as one process does."""
+    if policy == "skip":
+        one = Path(fit(alone, root=root)["run"])
+        assert ended == [DONE] * 2
+        assert rows_of(one)[-1]["skipped_steps"] > 0
+        assert_alike(run, one)
+    else:
+        assert [code for code, _ in ended] == [4, 4]
+        (said,) = [said for _, said in ended if said]
+        assert message in said
+        assert ("rollbacks are enough" in said) == (policy == "rollback")
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 def test_what_is_not_finite_on_one_process_is_so_on_all(policy: str, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     train: Sections = {"on_nonfinite": policy, "checkpoint_every": "1 steps"}
     file = small_config(tmp_path, {"model": {"type": "own.py:Net"}, "train": train})
     ended = train_in_ranks(file, tmp_path / "several")
-    if policy == "skip":
-        one = Path(fit(file, root=tmp_path / "one")["run"])
-        assert ended == [DONE] * 2
-        assert rows_of(one)[-1]["skipped_steps"] > 0
-        assert_alike(newest_run(tmp_path / "several"), one)
-    else:
-        assert [code for code, _ in ended] == [4, 4]
-        (said,) = [said for _, said in ended if said]
-        assert "the loss is not finite, first in the output of the model (Net)" in said
-        assert ("rollbacks are enough" in said) == (policy == "rollback")
+    message = "the loss is not finite, first in the output of the model (Net)"
+    assert_policy(policy, ended, newest_run(tmp_path / "several"), file, tmp_path / "one", message)
 
 
 # ---- what several processes cannot share ----------------------------------------------------------------------------

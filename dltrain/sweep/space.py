@@ -10,11 +10,12 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from dltrain.config.reader import Document, Keys, override
+from dltrain.config.reader import Document, Keys
 from dltrain.config.schema.sweep import Dimension, Sweep
-from dltrain.config.validate import ConfigFile, validate
+from dltrain.config.validate import ConfigFile, config_file
 from dltrain.errors import ConfigError
 from dltrain.names import shortened, spell
 
@@ -58,9 +59,8 @@ def trial_file(file: ConfigFile, options: Sequence[str]) -> ConfigFile:
     """
     document = copy.deepcopy(file.document)
     document.value.pop(SPACE[0], None)
-    own = options_of_trainings(file)
-    override(document, options)
-    return ConfigFile(validate(document), document, file.folder, file.text, (*own, *options))
+    changed = config_file(document, options, file.folder)
+    return replace(changed, overrides=(*options_of_trainings(file), *options))
 
 
 def options_of_trainings(file: ConfigFile) -> list[str]:

@@ -45,6 +45,6 @@ def test_a_run_of_the_first_format_goes_on_to_its_end(run: Path) -> None:
     assert result.returncode == 0, result.stderr
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
-    # 0.489 where it was kept; torch draws dropout in another way on Intel's CPUs, which gives 0.497.
-    assert rows[-1]["val/loss"] == pytest.approx(0.489053, abs=2e-2)
+    # The first where it was kept; the second on Intel's CPUs, for which torch draws dropout in another way.
+    assert any(rows[-1]["val/loss"] == pytest.approx(loss, abs=1e-3) for loss in (0.489053, 0.497024))
     assert checkpoints.load(run / "checkpoints" / checkpoints.LAST).meta["step"] == 12
