@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks import tensors
 from benchmarks.tensors import Data
 from benchmarks.works import WORKS, Work
-from dltrain.data.batches import epoch_order
+from dltrain.data.order import epoch_order
 from dltrain.seeds import STEP, seed_of
 
 CONFIG, TENSORS, TRAINED = "config.yaml", "tensors.pt", "trained.json"

@@ -88,7 +88,7 @@ def _show_data(console: Console, data: Prepared) -> None:
 
 def _first_batch(file: ConfigFile, plan: Plan) -> tuple[Inputs, Tensor]:
     """Return the (first micro-) batch of a training, augmented."""
-    inputs, target = plan.train.batch(plan.samples(0)[: file.config.train.micro_batch_size], plan.device)
+    inputs, target = plan.train.batch(plan.batches.samples(0)[: file.config.train.micro_batch_size], plan.device)
     rng = torch.Generator(plan.device).manual_seed(seed_of(file.config.seed, AUGMENTATION, 0))
     return augmented(plan.network.transform(inputs), plan.augment, rng), target
 

@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from dltrain.budget import Budget
 from dltrain.build import Builder, Clock
 from dltrain.config.durations import DurationValue, to_steps
-from dltrain.data.batches import Samples, steps_per_epoch
+from dltrain.data.batches import Batches
 from dltrain.data.columns import Columns
+from dltrain.data.order import steps_per_epoch
 from dltrain.data.prepare import Prepared, prepare
 from dltrain.device import missing_compiler, open_device, set_deterministic, set_threads, without_compiler
 from dltrain.errors import ConfigError
@@ -66,7 +67,7 @@ class Plan:
     schedule: Callable[[int, int], float]
     """(step, total) -> factor of all learning rates."""
     regularizer: Regularizer
-    samples: Samples
+    batches: Batches
     """Those of each step."""
     augment: list[Transform]
     goal: Goal
@@ -172,17 +173,17 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
         lr=lr,
         schedule=schedule,
         regularizer=regularizer,
-        samples=_samples(builder, data, train, epoch_steps),
+        batches=_batches(builder, data, train, epoch_steps),
         augment=augment,
         goal=_goal(builder, data),
         state=state,
     )
 
 
-def _samples(builder: Builder, data: Prepared, train: Columns, epoch_steps: int) -> Samples:
+def _batches(builder: Builder, data: Prepared, train: Columns, epoch_steps: int) -> Batches:
     config, targets = builder.file.config, data.splits["train"].target
     classes = targets if isinstance(targets, Tensor) else None
-    return Samples(train, classes, config.seed, config.train.sampler, config.train.batch_size, epoch_steps)
+    return Batches(train, classes, config.seed, config.train.sampler, config.train.batch_size, epoch_steps)
 
 
 def _check_ranks(builder: Builder, ranks: Ranks) -> None:

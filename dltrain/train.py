@@ -82,7 +82,7 @@ def fit(
 
     # ---- 1. What the config means: data, model, loss, optimizer, schedule, regularization ---------------------------
     plan = make_plan(Builder(file, trusted), preparation, ranks)
-    device, train, val, network = plan.device, plan.train, plan.data.splits.get("val"), plan.network
+    device, val, network = plan.device, plan.data.splits.get("val"), plan.network
     state, regularizer = plan.state, plan.regularizer
     model, optimizer = state.model, state.optimizer
     epoch_steps, budget = plan.epoch_steps, plan.budget
@@ -105,7 +105,7 @@ def fit(
 
     # ---- 3. The parts of a step -------------------------------------------------------------------------------------
     watched = watcher.part if watcher is not None else lambda _, function: function
-    samples_of, batch_of = watched("data", plan.samples), watched("data", train.batch)
+    samples_of, batch_of = watched("data", plan.batches.samples), watched("data", plan.batches.tensors)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     averaged_tensors = tensors_of(state.averaged) if state.averaged is not None else []
     model_tensors = tensors_of(model)
@@ -132,7 +132,7 @@ def fit(
     add_up = None if ranks.alone else StepSum(ranks, parameters) if shards is None else shards
     saves = ranks.first or shards is not None  # what only the first has, or each its slices of
     # What depends on the other samples of a batch is done to the whole of it; else each process takes its inputs alone.
-    needs_whole = bool(plan.augment) or regularizer.mix is not None or train.lengths is not None
+    needs_whole = bool(plan.augment) or regularizer.mix is not None or plan.train.lengths is not None
 
     def gradients(
         size: int, inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool
@@ -223,7 +223,7 @@ def fit(
             # batch
             samples = samples_of(state.step)
             share = ranks.share(len(samples))
-            inputs, target = batch_of(samples, device, None if needs_whole or ranks.alone else samples[share])
+            inputs, target = batch_of(state.step, device, None if needs_whole or ranks.alone else share)
             seed_everything(device, config.seed, STEP, state.step, *ranks.salt)
             inputs, mixed = network.transform(inputs), None
             if plan.augment or regularizer.mix is not None:

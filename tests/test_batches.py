@@ -1,174 +1,110 @@
+"""What each step gets, and how what is larger than the memory is read."""
+
 import mmap
+from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from dltrain.data import batches
-from dltrain.data.batches import BLOCK_BYTES, BLOCKS_AT_ONCE, ReadAhead, epoch_order, reading, steps_per_epoch
+from dltrain.data import batches, order
+from dltrain.data.batches import Batches
 from dltrain.data.columns import Columns, Ragged
 
-
-@given(st.integers(1, 300), st.integers(1, 64))
-def test_the_batches_of_an_epoch_hold_every_sample(num_samples, batch_size):
-    steps = steps_per_epoch(num_samples, batch_size, drop_last=False)
-    assert (steps - 1) * batch_size < num_samples <= steps * batch_size
+CPU = torch.device("cpu")
+NUM_SAMPLES, BATCH_SIZE, EPOCH_STEPS = 1000, 32, 32
 
 
-@given(st.integers(1, 300), st.integers(1, 64))
-def test_drop_last_leaves_out_only_what_fills_no_batch(num_samples, batch_size):
-    steps = steps_per_epoch(num_samples, batch_size, drop_last=True)
-    assert steps == max(1, num_samples // batch_size)
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Make blocks of 512 bytes, of which 8 are shuffled together, and take all tensors for files."""
+    monkeypatch.setattr(order, "BLOCK_BYTES", 512)
+    monkeypatch.setattr(order, "BLOCKS_AT_ONCE", 8)
+    monkeypatch.setattr(batches, "_MAPPED_BYTES", 0)
 
 
+def columns_of(kind: str) -> Columns:
+    """Return samples that are told apart by their values."""
+    numbers = torch.arange(NUM_SAMPLES)
+    if kind == "tensors":
+        return Columns((numbers.float().unsqueeze(1) * torch.ones(5), numbers.int().view(-1, 1, 1)), numbers)
+    lengths = 1 + numbers % 7
+    values = torch.arange(int(lengths.sum()) + 1, dtype=torch.int32)
+    inputs = Ragged.from_lengths(values[:-1], lengths)
+    if kind == "sequences":
+        return Columns((inputs,), numbers)
+    inputs = Ragged(values, inputs.starts, lengths)
+    return Columns((inputs,), Ragged(values, inputs.starts + 1, lengths, -100))  # the same text one token later
+
+
+@pytest.mark.parametrize("kind", ["tensors", "sequences", "a text and its next tokens"])
 @pytest.mark.parametrize("sampler", ["shuffle", "sequential", "blocks"])
-def test_an_epoch_shows_every_sample_once(sampler):
-    order = epoch_order(100, seed=0, epoch=3, sampler=sampler)
-    assert order.sort().values.tolist() == list(range(100))
-    assert (order.tolist() == list(range(100))) == (sampler == "sequential")
+def test_a_step_has_the_tensors_of_its_samples(kind: str, sampler: str, little_memory: None) -> None:
+    columns = columns_of(kind)
+    given = Batches(columns, None, 0, sampler, BATCH_SIZE, EPOCH_STEPS)
+    for step in [*range(2 * EPOCH_STEPS), 3, 200, 201]:  # two epochs, back after a roll-back, and far ahead
+        samples = given.samples(step)
+        inputs, target = given.tensors(step, CPU)
+        expected_inputs, expected_target = columns.batch(samples, CPU)
+        assert torch.equal(target, expected_target)
+        assert all(torch.equal(x, y) for x, y in zip(inputs, expected_inputs, strict=True))
+        part_inputs, whole_target = given.tensors(step, CPU, slice(1, 3))
+        assert torch.equal(whole_target, expected_target)
+        assert all(torch.equal(x, y) for x, y in zip(part_inputs, columns.batch(samples[1:3], CPU)[0], strict=True))
+    epoch = torch.cat([given.samples(step) for step in range(EPOCH_STEPS)])
+    assert torch.equal(epoch.sort().values, torch.arange(NUM_SAMPLES))
 
 
-@pytest.mark.parametrize("sampler", ["shuffle", "balanced", "blocks"])
-def test_order_is_a_function_of_seed_and_epoch(sampler):
-    classes = torch.arange(100) % 3
-    first, again, later, other = (
-        epoch_order(100, seed, epoch, sampler, classes).tolist() for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
-    )
-    assert first == again
-    assert first != later != other != first
+def test_the_order_in_blocks_does_not_depend_on_where_the_data_are(
+    little_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_files = Batches(columns_of("tensors"), None, 0, "blocks", BATCH_SIZE, EPOCH_STEPS)
+    monkeypatch.setattr(batches, "_MAPPED_BYTES", 2**30)
+    in_memory = Batches(columns_of("tensors"), None, 0, "blocks", BATCH_SIZE, EPOCH_STEPS)
+    assert all(torch.equal(from_files.samples(step), in_memory.samples(step)) for step in range(2 * EPOCH_STEPS))
 
 
-def test_order_leaves_the_random_numbers_of_the_model_alone():
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    epoch_order(100, 0, 0, "balanced", torch.arange(100) % 3)
-    assert torch.equal(torch.rand(3), expected)
+@pytest.mark.parametrize("kind", ["tensors", "a text and its next tokens"])
+def test_an_epoch_in_blocks_reads_each_stretch_once_and_ahead_of_its_steps(
+    kind: str, little_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = columns_of(kind)
+    first = columns.inputs[0]
+    values = first if isinstance(first, torch.Tensor) else first.values
+    told: dict[int, list[tuple[int, int]]] = {mmap.MADV_RANDOM: [], mmap.MADV_WILLNEED: [], batches._MADV_COLD: []}
 
-
-def test_balanced_draws_all_classes_and_all_samples_of_a_class_equally_often():
-    classes = torch.tensor([0] * 900 + [2] * 90 + [3] * 10)  # class 1 has no sample
-    drawn = torch.cat([epoch_order(1000, 0, epoch, "balanced", classes) for epoch in range(60)])
-    shares = torch.bincount(classes[drawn]) / len(drawn)
-    torch.testing.assert_close(shares, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]), atol=0.01, rtol=0)
-    of_the_rarest = torch.bincount(drawn, minlength=1000)[-10:] / len(drawn)
-    torch.testing.assert_close(of_the_rarest, torch.full((10,), 1 / 30), atol=0.005, rtol=0)
-
-
-def test_balanced_takes_classes_in_any_order():
-    classes = torch.tensor([5, 0, 5, 5, 0, 5])
-    assert set(epoch_order(6, 0, 0, "balanced", classes).tolist()) <= set(range(6))
-    drawn = torch.cat([epoch_order(6, 0, epoch, "balanced", classes) for epoch in range(50)])
-    assert set(drawn.tolist()) == set(range(6))
-
-
-def test_sequences_are_drawn_with_others_of_like_length():
-    lengths = torch.randint(1, 100, (1000,), generator=torch.Generator().manual_seed(0))
-    order = epoch_order(1000, 0, 0, "shuffle", lengths=lengths, batch_size=32)
-    assert sorted(order.tolist()) == list(range(1000))
-    batches = lengths[order[: 1000 // 32 * 32]].view(-1, 32)
-    assert (1 - batches.sum() / (batches.amax(1).sum() * 32)) < 0.04  # is padding
-    means = batches.float().mean(1)
-    assert not torch.equal(means, means.sort().values)  # short and long batches alternate
-
-
-def test_batches_of_sequences_are_a_function_of_seed_and_epoch():
-    lengths = torch.arange(100) % 7
-    draw = [
-        epoch_order(100, seed, epoch, "shuffle", None, lengths, 8).tolist() for seed, epoch in ((0, 1), (0, 1), (0, 2))
-    ]
-    assert draw[0] == draw[1] != draw[2]
-
-
-def test_the_last_batch_of_sequences_is_the_one_that_is_not_full():
-    lengths = torch.arange(70)
-    order = epoch_order(70, 0, 0, "shuffle", lengths=lengths, batch_size=32)
-    first, second, rest = order[:32], order[32:64], order[64:]
-    assert len(rest) == 6
-    spans = [lengths[part].max() - lengths[part].min() for part in (first, second, rest)]
-    assert max(spans) < 70 // 2
-
-
-# ---- blocks
-
-
-NUM_BLOCKS, BLOCK_SIZE = 4 * BLOCKS_AT_ONCE, 50
-SAMPLE_BYTES = BLOCK_BYTES // BLOCK_SIZE
-
-
-@pytest.mark.parametrize("batch_size", [64, 256])
-def test_batches_of_blocks_are_mixed_as_stated_in_a_file_sorted_by_class(batch_size):
-    num_samples, share, size = NUM_BLOCKS * BLOCK_SIZE, 0.1, batch_size
-    classes = torch.arange(num_samples) < share * num_samples
-    deviations, neighbours = {}, {}
-    for sampler in ("shuffle", "blocks"):
-        orders = [epoch_order(num_samples, 0, epoch, sampler, sample_bytes=SAMPLE_BYTES) for epoch in range(8)]
-        drawn = torch.cat([order[: num_samples // size * size].view(-1, size) for order in orders])
-        deviations[sampler] = classes[drawn].float().mean(1).std()
-        blocks = drawn[::10] // BLOCK_SIZE
-        same = (blocks.unsqueeze(1) == blocks.unsqueeze(2)).float().mean()
-        neighbours[sampler] = (same * size - 1) / (size - 1)  # of the pairs of two samples
-    of_shuffle, of_blocks = 1 / size, 1 / size + (1 - 1 / size) / BLOCKS_AT_ONCE
-    for sampler, expected in (("shuffle", of_shuffle), ("blocks", of_blocks)):
-        assert deviations[sampler] == pytest.approx((share * (1 - share) * expected) ** 0.5, rel=0.15)
-    assert neighbours["shuffle"] == pytest.approx(1 / NUM_BLOCKS, rel=0.25)
-    assert neighbours["blocks"] == pytest.approx(1 / BLOCKS_AT_ONCE, rel=0.25)
-
-
-def test_blocks_are_read_once_and_in_stretches():
-    order = epoch_order(NUM_BLOCKS * BLOCK_SIZE - 7, 0, 0, "blocks", sample_bytes=SAMPLE_BYTES)
-    windows = torch.split(order // BLOCK_SIZE, BLOCKS_AT_ONCE * BLOCK_SIZE)
-    num_read = sum(len(window.unique()) for window in windows)
-    assert num_read <= NUM_BLOCKS + 7 * len(windows)  # after the short block 7 samples of the next ones come earlier
-
-
-def test_small_data_are_shuffled_as_a_whole():
-    drawn = torch.stack([epoch_order(100, 0, epoch, "blocks", sample_bytes=1000) for epoch in range(2000)])
-    assert drawn[:, 0].float().mean() == pytest.approx(49.5, abs=3)
-    neighbours = (drawn[:, 1] - drawn[:, 0]).abs() == 1
-    assert neighbours.float().mean() == pytest.approx(2 / 100, abs=0.01)
-
-
-def test_sequences_in_blocks_are_drawn_with_others_of_like_length():
-    lengths = torch.randint(1, 100, (NUM_BLOCKS * BLOCK_SIZE,), generator=torch.Generator().manual_seed(0))
-    order = epoch_order(len(lengths), 0, 0, "blocks", None, lengths, 32, SAMPLE_BYTES)
-    assert torch.equal(order.sort().values, torch.arange(len(lengths)))
-    drawn = lengths[order[: len(order) // 32 * 32]].view(-1, 32)
-    assert (1 - drawn.sum() / (drawn.amax(1).sum() * 32)) < 0.04  # is padding
-    first = order[: BLOCKS_AT_ONCE * BLOCK_SIZE // 32 * 32]
-    assert len((first // BLOCK_SIZE).unique()) <= BLOCKS_AT_ONCE
-
-
-@pytest.mark.parametrize("is_ragged", [False, True])
-def test_what_comes_soon_is_asked_for_once(is_ragged, monkeypatch):
-    num_samples = 40 * BLOCK_SIZE
-    monkeypatch.setattr(batches, "BLOCKS_AT_ONCE", 4)
-    values = torch.zeros(num_samples * SAMPLE_BYTES, dtype=torch.uint8)
-    column = values.view(num_samples, -1)
-    if is_ragged:
-        column = Ragged.from_lengths(values, torch.full((num_samples,), SAMPLE_BYTES))
-    told = {mmap.MADV_RANDOM: [], mmap.MADV_WILLNEED: [], batches._MADV_COLD: []}
-    asked, done = told[mmap.MADV_WILLNEED], told[batches._MADV_COLD]
-
-    def advise(address, size, advice):
-        told[advice].append((address - values.data_ptr(), size))
+    def advise(address: int, size_bytes: int, advice: int) -> None:
+        if values.data_ptr() <= address < values.data_ptr() + values.nbytes:
+            told[advice].append((address - values.data_ptr(), size_bytes))
 
     monkeypatch.setattr(batches, "advise", advise)
-    columns = Columns((column,), None)
-    order = epoch_order(num_samples, 0, 0, "blocks", sample_bytes=columns.sample_bytes)
-    read_ahead = reading(columns, "blocks")
-    assert isinstance(read_ahead, ReadAhead)
+    given = Batches(columns, None, 0, "blocks", BATCH_SIZE, EPOCH_STEPS)
     assert told[mmap.MADV_RANDOM] == [(0, values.nbytes)]
-    for position in range(0, num_samples, 10):
-        read_ahead(order, position)
-        have = {start // (SAMPLE_BYTES * BLOCK_SIZE) for start, _ in asked}
-        assert set((order[position : position + 4 * BLOCK_SIZE] // BLOCK_SIZE).tolist()) <= have
-        assert len(asked) <= position // BLOCK_SIZE + 8
-        to_come = set((order[position:] // BLOCK_SIZE).tolist())
-        assert not to_come & {start // (SAMPLE_BYTES * BLOCK_SIZE) for start, _ in done}
-    assert sorted(start for start, _ in asked) == [block * SAMPLE_BYTES * BLOCK_SIZE for block in range(40)]
-    assert len(done) == 40 - 8  # all but those that were in memory when the last ones had been asked for
+    window_steps = given._window_steps
+    assert 1 < window_steps < EPOCH_STEPS / 3
+    num_asked = [0]
+    for step in range(EPOCH_STEPS):
+        given.tensors(step, CPU)
+        if step % window_steps == 0:
+            (coming,) = given._coming.values()
+            coming.result()  # the next window, which is read while this one is trained on
+            num_asked.append(sum(size for _, size in told[mmap.MADV_WILLNEED]))
+    assert num_asked[-2] >= values.nbytes  # all but the first window of the next epoch
+    assert all(later > sooner for sooner, later in pairwise(num_asked))
+    assert sorted(told[mmap.MADV_WILLNEED]) == sorted(told[batches._MADV_COLD])
+
+
+def test_an_error_while_reading_reaches_the_loop(little_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Columns:
+        raise MemoryError
+
+    given = Batches(columns_of("tensors"), None, 0, "blocks", BATCH_SIZE, EPOCH_STEPS)
+    given._at(0)
+    (coming,) = given._coming.values()
+    coming.result()
+    monkeypatch.setattr(batches, "_copied", fail)
+    given.samples(given._window_steps)  # was read before, and has the next one read
+    with pytest.raises(MemoryError):
+        given.samples(2 * given._window_steps)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +118,7 @@ def test_data_larger_than_the_memory_are_read_without_their_neighbours(
     monkeypatch.setattr(batches, "page_cache_bytes", lambda: free)
     monkeypatch.setattr(batches, "advise", lambda address, size, advice: told.append(advice))
     large = torch.zeros(batches._MAPPED_BYTES + 1, dtype=torch.uint8)
-    assert reading(Columns((large,), None), sampler) is None
+    Batches(Columns((large,), None), None, 0, sampler, BATCH_SIZE, EPOCH_STEPS)
     assert told == [mmap.MADV_RANDOM] * expected
-    assert reading(Columns((large[:9],), None), "blocks") is None
+    Batches(Columns((large[:9],), None), None, 0, "blocks", BATCH_SIZE, EPOCH_STEPS)
     assert len(told) == expected

@@ -35,6 +35,7 @@ LAYERS = [
         "data.spectrogram",
     ],
     ["data.split", "seeds", "extras", "data.storage", "diagnosis", "memory", "budget"],
+    ["data.order"],
     ["data.batches", "data.tokenizer", "text_scores", "data.cache", "data.cache_entries"],
     ["data.sources", "generation"],
     ["tasks"],

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dltrain.data.batches import epoch_order
+from dltrain.data.order import epoch_order
 from dltrain.seeds import STEP, seed_everything, seed_of
 
 CPU = torch.device("cpu")

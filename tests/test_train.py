@@ -17,7 +17,7 @@ from dltrain.checkpoint import BEST, LAST
 from dltrain.config.schema import losses, optimizers, regularization, schedules
 from dltrain.config.schema.base import type_name
 from dltrain.config.validate import load_config
-from dltrain.data.batches import epoch_order
+from dltrain.data.order import epoch_order
 from dltrain.errors import ConfigError, DataError, TrainingError
 from dltrain.evaluation import evaluate
 from dltrain.regularization import ema

@@ -1,205 +1,190 @@
-"""Which samples in which step: a pure function of the seed and the step, so that nothing of it needs to be saved.
+"""The tensors of each step. Data larger than the memory are read by a thread of their own, while the loop computes.
 
-Sequences are drawn with others of like length, so that little of a batch is padding. Data larger than the memory can be
-drawn in blocks, so that what is read from the disk is read once and in stretches.
+Of a mapped file the system may give up a page before it is used; it does not with memory of the process's own. So of
+data in blocks the window in use and the next one are copied there, 128 MiB each, and the file is read once an epoch.
 """
 
 from __future__ import annotations
 
-import functools
 import mmap
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dltrain.data.columns import Column, Columns
+from dltrain.data.columns import Column, Columns, values_of
+from dltrain.data.order import Blocks, epoch_order
 from dltrain.data.storage import advise, page_cache_bytes
 from dltrain.data.transfer import send
-from dltrain.seeds import ORDER, seed_of
 
-_POOL_BATCHES = 50
-"""Batches that are sorted by length together: some 3 % of a batch is padding then, and the order is still random."""
-BLOCK_BYTES = 2**19
-"""Twice as long did worse for tables and as well for images; no other length was tried (benchmarks/LOG.md)."""
-BLOCKS_AT_ONCE = 256
-"""Blocks that are shuffled together, 128 MiB. They have to stay in memory, beside the next ones on their way there."""
 _MAPPED_BYTES = 16 * 2**20  # columns up to this size are in memory anyway
 _MADV_COLD = 20
 """Linux 5.4's, which the module mmap does not know: first to go where memory is short; nothing happens elsewhere."""
+_STRETCHES_AHEAD = 8
+"""How many the system is asked for before they are copied."""
 
 
-def steps_per_epoch(num_samples: int, batch_size: int, drop_last: bool) -> int:
-    """Return the number of batches of one epoch; at least one, even if it is not full."""
-    full, rest = divmod(num_samples, batch_size)
-    return full if full and (drop_last or not rest) else full + 1
-
-
-def epoch_order(
-    num_samples: int,
-    seed: int,
-    epoch: int,
-    sampler: str,
-    classes: Tensor | None = None,
-    lengths: Tensor | None = None,
-    batch_size: int = 1,
-    sample_bytes: int = 1,
-) -> Tensor:
-    """Return the int64 indices of the samples of one epoch, in order, on the CPU.
-
-    Args:
-        num_samples: size of the training split, and of the result.
-        seed: of the run.
-        epoch: counted from 0.
-        sampler: "shuffle", "sequential", "balanced" (each class equally likely, with replacement), or "blocks".
-        classes: (num_samples,) int64 class ids, for "balanced".
-        lengths: (num_samples,) int64, of sequences; then "shuffle" and "blocks" put like with like into a batch.
-        batch_size: samples of a step: batch k is result[k * batch_size : (k + 1) * batch_size].
-        sample_bytes: about what a sample takes in the file, for "blocks".
-
-    "blocks" cuts the file into blocks of 512 KiB, draws the blocks in random order, and shuffles the samples of 256 of
-    them together. Data of up to 128 MiB are thereby shuffled as by "shuffle". Of larger data, two samples of a batch
-    are from the same block with a chance of 1/256. In a file sorted by class, the worst case, the share of a class
-    that makes up p of all samples varies between batches of B by the standard deviation
-    sqrt(p (1 - p) (1/B + (1 - 1/B) / 256)), where "shuffle" has sqrt(p (1 - p) / B): 1.12 times that at B = 64, 1.41
-    times at B = 256. A sample of more than 256 KiB is a block of its own, and the order as random as that of "shuffle".
-    """
-    if sampler == "sequential":
-        return torch.arange(num_samples)
-    rng = torch.Generator().manual_seed(seed_of(seed, ORDER, epoch))
-    if sampler == "blocks":
-        block_size = _block_size(sample_bytes)
-        order = _in_blocks(num_samples, block_size, rng)
-        if lengths is None:
-            return order
-        in_memory = max(1, block_size * BLOCKS_AT_ONCE // batch_size) * batch_size
-        return torch.cat([_like_with_like(part, batch_size, lengths, rng) for part in torch.split(order, in_memory)])
-    if sampler == "shuffle" or classes is None:
-        order = torch.randperm(num_samples, generator=rng)
-        return order if lengths is None else _like_with_like(order, batch_size, lengths, rng)
-    by_class, counts = classes.cpu().argsort(stable=True), torch.bincount(classes).cpu()
-    present = counts.nonzero().squeeze(1)
-    chosen = present[torch.randint(len(present), (num_samples,), generator=rng)]
-    rank = (torch.rand(num_samples, generator=rng, dtype=torch.float64) * counts[chosen]).long()
-    return by_class[counts.cumsum(0)[chosen] - counts[chosen] + rank]
-
-
-class Samples:
-    """The samples of each step of a training. An epoch at a time is drawn, to where the columns are."""
+class Batches:
+    """The samples of each step of a training, and their tensors."""
 
     def __init__(
         self, columns: Columns, classes: Tensor | None, seed: int, sampler: str, batch_size: int, epoch_steps: int
     ) -> None:
-        """Take what `epoch_order` takes, with the columns of the training samples and the steps of an epoch."""
-        self._columns, self._batch_size, self._epoch_steps = columns, batch_size, epoch_steps
-        self._order_of = functools.partial(
-            epoch_order,
-            len(columns),
-            seed,
-            sampler=sampler,
-            classes=classes,
-            lengths=columns.lengths,
-            batch_size=batch_size,
-            sample_bytes=columns.sample_bytes,
-        )
-        self._read_ahead = reading(columns, sampler)
-        self._epoch = -1
-        self._order = torch.empty(0)
+        """Take the training samples, what `epoch_order` takes, and the steps of an epoch.
 
-    def __call__(self, step: int) -> Tensor:
+        `sampler` may also be "blocks" (see `Blocks`).
+        """
+        self._columns, self._classes, self._lengths = columns, classes, columns.lengths
+        self._seed, self._sampler, self._batch_size = seed, sampler, batch_size
+        self._epoch_steps = self._window_steps = epoch_steps
+        self._blocks: Blocks | None = None
+        if sampler == "blocks":
+            self._blocks = Blocks(len(columns), batch_size, columns.sample_bytes, seed, self._lengths)
+            self._window_steps = self._blocks.window_steps
+        _prepare_reading(columns, sampler)
+        self._reads_ahead = self._window_steps < epoch_steps and bool(_mapped(columns))
+        self._place: tuple[int, int] | None = None
+        self._window: _Window
+        self._coming: dict[tuple[int, int], Future[_Window]] = {}
+
+    def samples(self, step: int) -> Tensor:
         """Return the int64 indices of the samples of a step, counted from 0."""
+        window, part = self._at(step)
+        return window.samples[part]
+
+    def tensors(self, step: int, device: torch.device, share: slice | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return (inputs, target) of a step on `device`; with `share`, inputs are those of a part of the samples."""
+        window, part = self._at(step)
+        rows = window.rows[part]
+        return window.columns.batch(rows, device, None if share is None else rows[share])
+
+    def _at(self, step: int) -> tuple[_Window, slice]:
         epoch, batch = divmod(step, self._epoch_steps)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._order_of(epoch)
-            if self._columns.device.type == "cuda":
-                (self._order,) = send([self._order], self._columns.device)
-        begin = batch * self._batch_size
-        if self._read_ahead is not None:
-            self._read_ahead(self._order, begin)
-        return self._order[begin : begin + self._batch_size]
+        index, position = divmod(batch, self._window_steps)
+        if (epoch, index) != self._place:
+            self._place, self._window = (epoch, index), self._arrived(epoch, index)
+        begin = position * self._batch_size
+        return self._window, slice(begin, begin + self._batch_size)
+
+    def _arrived(self, epoch: int, index: int) -> _Window:
+        """Return a window, and have the one after it read from now on."""
+        if not self._reads_ahead:
+            return self._read(epoch, index)
+        coming = self._coming.get((epoch, index))
+        window = self._read(epoch, index) if coming is None else coming.result()
+        is_last = (index + 1) * self._window_steps >= self._epoch_steps
+        following = (epoch + 1, 0) if is_last else (epoch, index + 1)
+        self._coming = {following: _in_background(partial(self._read, *following))}
+        return window
+
+    def _read(self, epoch: int, index: int) -> _Window:
+        columns, classes, lengths = self._columns, self._classes, self._lengths
+        if self._blocks is None:
+            samples = epoch_order(len(columns), self._seed, epoch, self._sampler, classes, lengths, self._batch_size)
+        else:
+            stretches, rows = self._blocks.window(epoch, index)
+            samples = torch.cat([torch.arange(stretch.start, stretch.stop) for stretch in stretches])[rows]
+            if self._reads_ahead:
+                return _Window(samples, _copied(columns, stretches), rows)
+        if columns.device.type == "cuda":
+            (samples,) = send([samples], columns.device)
+        return _Window(samples, columns, samples)
 
 
-def reading(columns: Columns, sampler: str) -> ReadAhead | None:
-    """Prepare the system for reading the training samples in the order of `sampler`; return what reads ahead, if any.
+@dataclass(frozen=True)
+class _Window:
+    """A part of an epoch."""
 
-    Without effect on what is in memory anyway, or on a GPU.
+    samples: Tensor
+    """(N,) int64: which samples, in order."""
+    columns: Columns
+    """Where they are, perhaps among others."""
+    rows: Tensor
+    """(N,) int64: where each is there."""
+
+
+def _in_background(read: Callable[[], _Window]) -> Future[_Window]:
+    """Start a thread, for which the process does not wait at its end, and return what it will give."""
+    future: Future[_Window] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(read())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _prepare_reading(columns: Columns, sampler: str) -> None:
+    """Tell the system if files larger than the memory are read in random order.
+
+    Else each page that is touched brings its neighbours, which may be megabytes.
     """
-    tensors = [x if isinstance(x, Tensor) else x.values for x in columns.all]
-    mapped = [x for x in tensors if x.device.type == "cpu" and x.nbytes > _MAPPED_BYTES]
-    if not mapped or sampler == "sequential" or (sampler != "blocks" and columns.size_bytes <= page_cache_bytes()):
-        return None
-    for tensor in mapped:  # else each page that is touched brings its neighbours, which may be megabytes
-        advise(tensor.data_ptr(), tensor.nbytes, mmap.MADV_RANDOM)
-    return ReadAhead(columns) if sampler == "blocks" else None
+    if sampler == "blocks" or (sampler != "sequential" and columns.size_bytes > page_cache_bytes()):
+        for tensor in _mapped(columns):
+            _advise(tensor, mmap.MADV_RANDOM)
 
 
-class ReadAhead:
-    """Has the system read what the order "blocks" takes next, while the loop computes, and give up what it took.
-
-    A page that is touched before it was asked for is a wait for the disk. Where memory is short the system would rather
-    give up the next blocks, which nobody has touched, than those that are done with.
-    """
-
-    def __init__(self, columns: Columns) -> None:
-        """Take the training samples, which are mapped from files."""
-        self._columns = columns.all
-        self._block_size = _block_size(columns.sample_bytes)
-        self._until = 0
-
-    def __call__(self, order: Tensor, position: int) -> None:
-        """Before the batch at `position` of an epoch's order: ask for the rest of its blocks and the next ones."""
-        at_once = self._block_size * BLOCKS_AT_ONCE
-        begin = 0 if position == 0 else max(position, self._until)
-        current = position // at_once * at_once
-        self._until = min(current + 2 * at_once, len(order))
-        if begin >= self._until:
-            return
-        self._advise(order[max(0, current - at_once) : current], _MADV_COLD)
-        self._advise(order[begin : self._until], mmap.MADV_WILLNEED)
-
-    def _advise(self, samples: Tensor, advice: int) -> None:
-        for block in torch.unique(samples // self._block_size).tolist():
-            block_samples = slice(block * self._block_size, (block + 1) * self._block_size)
-            for column in self._columns:
-                part = _stretch(column, block_samples)
-                advise(part.data_ptr(), part.nbytes, advice)
+def _mapped(columns: Columns) -> list[Tensor]:
+    """Return those tensors that are perhaps files."""
+    return [x for x in columns.tensors if x.device.type == "cpu" and x.nbytes > _MAPPED_BYTES]
 
 
-def _stretch(column: Column, samples: slice) -> Tensor:
-    """Return the memory in which neighbouring samples lie."""
+def _copied(columns: Columns, stretches: list[slice]) -> Columns:
+    """Return stretches of samples, one after the other, as columns in memory of the process's own."""
+    parts: dict[int, list[slice]] = {}  # of each tensor, which columns may share
+    for column in columns.all:
+        own = [_part(column, stretch) for stretch in stretches]
+        others = parts.get(id(values_of(column)), own)
+        both = zip(own, others, strict=True)
+        parts[id(values_of(column))] = [slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in both]
+    copies = {id(values): _copy(values, parts[id(values)]) for values in columns.tensors}
+
+    def copied(column: Column) -> Column:
+        copy, begin, starts = copies[id(values_of(column))], 0, []
+        if isinstance(column, Tensor):
+            return copy
+        for stretch, part in zip(stretches, parts[id(column.values)], strict=True):
+            starts.append(column.starts[stretch] + (begin - part.start))
+            begin += part.stop - part.start
+        lengths = torch.cat([column.lengths[stretch] for stretch in stretches])
+        return replace(column, values=copy, starts=torch.cat(starts), lengths=lengths)
+
+    target = None if columns.target is None else copied(columns.target)
+    return Columns(tuple(map(copied, columns.inputs)), target)
+
+
+def _part(column: Column, samples: slice) -> slice:
+    """Return where neighbouring samples lie along the first axis of their tensor."""
     if isinstance(column, Tensor):
-        return column[samples]
-    starts, lengths = column.starts[samples], column.lengths[samples]
-    return column.values[int(starts[0]) : int(starts[-1] + lengths[-1])]
+        return samples
+    starts = column.starts[samples]
+    return slice(int(starts.min()), int((starts + column.lengths[samples]).max()))
 
 
-def _block_size(sample_bytes: int) -> int:
-    return max(1, BLOCK_BYTES // sample_bytes)
+def _copy(values: Tensor, parts: list[slice]) -> Tensor:
+    """Return parts of a tensor, one after the other. NumPy copies, which leaves torch's threads to the loop."""
+    copy = torch.empty(sum(part.stop - part.start for part in parts), *values.shape[1:], dtype=values.dtype)
+    to_ask, begin = iter(parts), 0
+    for soon in islice(to_ask, _STRETCHES_AHEAD):
+        _advise(values[soon], mmap.MADV_WILLNEED)
+    for part in parts:
+        end = begin + part.stop - part.start
+        np.copyto(copy[begin:end].numpy(), values[part].numpy())
+        begin = end
+        _advise(values[part], _MADV_COLD)
+        for soon in islice(to_ask, 1):
+            _advise(values[soon], mmap.MADV_WILLNEED)
+    return copy
 
 
-def _in_blocks(num_samples: int, block_size: int, rng: torch.Generator) -> Tensor:
-    """Return all samples: the blocks in random order, and of so many as are read at once, the samples in random order.
-
-    After FFCV's QUASI_RANDOM (Leclerc et al. 2023, https://arxiv.org/abs/2306.12517), which takes each sample from one
-    of some blocks that are open, and opens the next block as soon as one of them is used up.
-    """
-    starts = torch.randperm(-(-num_samples // block_size), generator=rng) * block_size
-    parts = []
-    for some in torch.split(starts, BLOCKS_AT_ONCE):
-        samples = (some.unsqueeze(1) + torch.arange(block_size)).flatten()
-        samples = samples[samples < num_samples]
-        parts.append(samples[torch.randperm(len(samples), generator=rng)])
-    return torch.cat(parts)
-
-
-def _like_with_like(order: Tensor, batch_size: int, lengths: Tensor, rng: torch.Generator) -> Tensor:
-    """Return `order` with each pool of batches sorted by length, and then the full batches in random order.
-
-    Khomenko et al. (2016), https://arxiv.org/abs/1708.05604.
-    """
-    pool_size = _POOL_BATCHES * batch_size
-    pools = [order[start : start + pool_size] for start in range(0, len(order), pool_size)]
-    sorted_order = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])
-    num_full = len(order) // batch_size * batch_size
-    batches = sorted_order[:num_full].view(-1, batch_size)
-    shuffled = batches[torch.randperm(len(batches), generator=rng)]
-    return torch.cat([shuffled.flatten(), sorted_order[num_full:]])
+def _advise(tensor: Tensor, advice: int) -> None:
+    advise(tensor.data_ptr(), tensor.nbytes, advice)

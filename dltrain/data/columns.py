@@ -100,6 +100,11 @@ class Ragged:
 Column = Tensor | Ragged
 
 
+def values_of(column: Column) -> Tensor:
+    """Return the tensor in which the samples lie."""
+    return column if isinstance(column, Tensor) else column.values
+
+
 def shape_of(column: Column) -> tuple[int, ...]:
     """Return the shape of a sample; of sequences, of the longest."""
     if isinstance(column, Tensor):
@@ -159,19 +164,22 @@ class Columns:
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        first = self.inputs[0]
-        return first.device if isinstance(first, Tensor) else first.values.device
+        return values_of(self.inputs[0]).device
 
     @property
     def size_bytes(self) -> int:
         """Memory that the tensors take."""
-        tensors = {id(t): t for t in (x if isinstance(x, Tensor) else x.values for x in self.all)}
-        return sum(t.numel() * t.element_size() for t in tensors.values())
+        return sum(x.nbytes for x in self.tensors)
 
     @property
     def sample_bytes(self) -> int:
         """Memory that a sample takes on average, at least 1."""
         return max(1, self.size_bytes // max(1, len(self)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those in which the samples lie, each once."""
+        return list({id(x): x for x in map(values_of, self.all)}.values())
 
     @property
     def all(self) -> tuple[Column, ...]:
