@@ -90,9 +90,10 @@ def keras(work: Work, folder: Path, out: Path) -> Trained:
     model = keras.Sequential([keras.layers.Input(inputs[0].shape[1:]), *dense]) if linear else Wrapped(ours)
     for own, layer in zip(dense, linear, strict=True):
         own.set_weights([layer.weight.detach().numpy().T, layer.bias.detach().numpy()])
+    epsilon = 1e-8  # torch's
     ignored = None if data.lengths[-1] is None else IGNORED
     model.compile(
-        optimizer=keras.optimizers.AdamW(work.lr, weight_decay=work.weight_decay),
+        optimizer=keras.optimizers.AdamW(work.lr, weight_decay=work.weight_decay, epsilon=epsilon),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored),
     )
     samples: dict[str, Any]
