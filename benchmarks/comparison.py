@@ -95,11 +95,11 @@ class Comparison:
 def compare(
     work: Work, names: Sequence[str], repeat: int, env: Mapping[str, str], say: Callable[[str], None]
 ) -> Comparison:
-    """Train `repeat` times with those of `names` that can do this work, the order turned around in every other round.
+    """Train `repeat` times with those of `names`, the order turned around in every other round.
 
     The prepared data are in dltrain's cache, as from the second run on, if they took it long enough to prepare.
     """
-    names = [REFERENCE, *(name for name in names if name != REFERENCE and work.name in IMPLEMENTATIONS[name].works)]
+    names = [REFERENCE, *(name for name in names if name != REFERENCE)]
     pythons = {name: interpreter(name, IMPLEMENTATIONS[name].requires) for name in names}
     rounds: list[dict[str, Figures]] = []
     weights: dict[str, dict[str, Tensor]] = {}

@@ -127,8 +127,6 @@ class Implementation:
     """Requirements of an environment of its own; None: it runs in this one."""
     exact: bool = False
     """Whether the arithmetic and its order are the reference's, so that the result must be as well."""
-    works: tuple[str, ...] = tuple(WORKS)
-    """What it is written for."""
 
 
 def _peer(name: str) -> Callable[[Work, Path, Path], Trained]:
@@ -148,7 +146,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "dltrain": Implementation(dltrain, exact=True),
     "bare_dl": Implementation(bare_dl),
     "lightning": Implementation(_peer("lightning"), requires=("lightning",)),
-    "keras": Implementation(_peer("keras"), requires=("keras",), works=("digits", "tabular")),
+    "keras": Implementation(_peer("keras"), requires=("keras",)),
     "hf": Implementation(_peer("hf"), requires=("transformers", "accelerate")),
 }
 

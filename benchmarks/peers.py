@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import tensors
 from benchmarks.implementations import TENSORS, Trained, cross_entropy, finished, loader
 from benchmarks.works import Work
+from dltrain.data.columns import IGNORED
 
 
 def lightning(work: Work, folder: Path, out: Path) -> Trained:
@@ -57,30 +59,54 @@ def lightning(work: Work, folder: Path, out: Path) -> Trained:
 
 
 def keras(work: Work, folder: Path, out: Path) -> Trained:
-    """Train with Keras' fit on torch; for a perceptron, whose weights go in before and out after."""
+    """Train with Keras' fit on torch: a perceptron of Keras' own layers, any other model within its TorchModuleWrapper.
+
+    Samples of one shape go in as arrays, sequences by a DataLoader that pads each batch alone.
+    """
     import os
 
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
+    class Wrapped(keras.Model):  # type: ignore[misc]
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.wrapper = keras.layers.TorchModuleWrapper(model)
+
+        def call(self, inputs: tuple[Tensor, ...]) -> Any:
+            return self.wrapper(*inputs)
+
     data = tensors.load(folder / TENSORS)
-    epochs, rest = divmod(work.steps, work.steps_per_epoch(len(data)))
-    if rest:
-        raise ValueError(f"{work.name}: {work.steps} steps are no whole number of epochs, by which Keras counts")
+
+    def collate(samples: list[tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Tensor]:
+        *inputs, target = data.collate(samples)
+        return tuple(inputs), target
+
     ours = work.initial_model(data.sizes)
-    linear = [layer for layer in ours.modules() if isinstance(layer, nn.Linear)]
+    linear = perceptron(ours)
     dense = [keras.layers.Dense(layer.out_features, "relu") for layer in linear[:-1]]
-    dense.append(keras.layers.Dense(linear[-1].out_features))
-    inputs, targets = (column.numpy() for column in data.columns)
-    model = keras.Sequential([keras.layers.Input(inputs.shape[1:]), *dense])
+    dense += [keras.layers.Dense(layer.out_features) for layer in linear[-1:]]
+    *inputs, targets = (column.numpy() for column in data.columns)
+    model = keras.Sequential([keras.layers.Input(inputs[0].shape[1:]), *dense]) if linear else Wrapped(ours)
     for own, layer in zip(dense, linear, strict=True):
         own.set_weights([layer.weight.detach().numpy().T, layer.bias.detach().numpy()])
+    epsilon = 1e-8  # torch's
+    ignored = None if data.lengths[-1] is None else IGNORED
     model.compile(
-        optimizer=keras.optimizers.AdamW(work.lr, weight_decay=work.weight_decay),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        optimizer=keras.optimizers.AdamW(work.lr, weight_decay=work.weight_decay, epsilon=epsilon),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored),
     )
+    samples: dict[str, Any]
+    if data.longest is None:
+        samples = {"x": inputs[0] if linear else tuple(inputs), "y": targets, "batch_size": work.batch_size}
+    else:
+        samples = {"x": DataLoader(TensorDataset(*data.columns), work.batch_size, shuffle=True, collate_fn=collate)}
+    epochs, rest = divmod(work.steps, work.steps_per_epoch(len(data)))
     began = time.perf_counter()
-    model.fit(inputs, targets, batch_size=work.batch_size, epochs=epochs, verbose=0)
+    if epochs:
+        model.fit(**samples, epochs=epochs, verbose=0)
+    if rest:
+        model.fit(**samples, steps_per_epoch=rest, verbose=0)
     loop_s = time.perf_counter() - began
     with torch.no_grad():
         for own, layer in zip(dense, linear, strict=True):
@@ -92,7 +118,6 @@ def keras(work: Work, folder: Path, out: Path) -> Trained:
 
 def hf(work: Work, folder: Path, out: Path) -> Trained:
     """Train with the Trainer of transformers; its optimizer is torch's fused AdamW by default."""
-    from torch.utils.data import TensorDataset
     from transformers import Trainer, TrainingArguments
 
     class Module(nn.Module):
@@ -130,3 +155,11 @@ def hf(work: Work, folder: Path, out: Path) -> Trained:
     began = time.perf_counter()
     trainer.train()
     return finished(began, model, out)
+
+
+def perceptron(model: nn.Module) -> list[nn.Linear]:
+    """Return the layers of a plain perceptron; of any other model none."""
+    layers = list(model.children())
+    if any(type(layer) not in (nn.Linear, nn.ReLU) for layer in layers):
+        return []
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]

@@ -7,7 +7,20 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import comparison, gpu, growth, images, imports, memory, neighbours, plots, sweeps, synthetic, tensors
+from benchmarks import (
+    comparison,
+    gpu,
+    growth,
+    images,
+    imports,
+    memory,
+    neighbours,
+    peers,
+    plots,
+    sweeps,
+    synthetic,
+    tensors,
+)
 from benchmarks.comparison import Comparison, Figures
 from benchmarks.implementations import IMPLEMENTATIONS
 from benchmarks.options import Options
@@ -66,6 +79,14 @@ def test_a_batch_of_the_tutorials_loader_is_that_of_the_hand_tuned_loop(tmp_path
     collated = data.collate([tuple(column[i] for column in data.columns) for i in chosen])
     assert all(torch.equal(x, y) for x, y in zip(gathered, collated, strict=True))
     assert data.columns[0].shape[1] > gathered[0].shape[1]
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_keras_own_layers_stand_in_for_plain_perceptrons_alone(name: str, tmp_path: Path) -> None:
+    work = dataclasses.replace(WORKS[name], make=SMALL_DATA.get(name, WORKS[name].make))
+    data = tensors.load(tensors.save(work, tmp_path)[1])
+    expected = {"digits": [128, 128, 10], "tabular": [256, 256, 10]}.get(name, [])
+    assert [layer.out_features for layer in peers.perceptron(work.initial_model(data.sizes))] == expected
 
 
 def test_the_samples_of_batches_that_are_not_full_are_counted_once() -> None:
