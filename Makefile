@@ -8,7 +8,7 @@ demo: .venv/installed  ## train the digits config
 	$(BIN)/dltrain fit configs/digits.yaml
 
 test: .venv/installed-test  ## the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-test  ## lint, types, and the tests that take no processes and no training in full
 	$(BIN)/ruff check .

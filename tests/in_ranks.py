@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch._dynamo  # noqa: F401  # once, before processes are forked: fsdp loads it, which takes longer than a training
+
 from dltrain.config.validate import ConfigFile
 from dltrain.console import Progress
 from dltrain.launch import held_port

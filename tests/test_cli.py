@@ -7,6 +7,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dltrain.run import Run, read_metrics
 from dltrain.train import fit
 from tests.small_runs import NUM_TEST, PATIENCE_S, command, dltrain, dltrain_here, one_json, small_config, write_config
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("cli")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")
@@ -260,12 +261,19 @@ def test_predictions_for_a_table_are_those_that_were_evaluated(town: Path) -> No
     ids=str,
 )
 def test_odd_terminals_and_locales_do_no_harm(variables: dict[str, str], town: Path) -> None:
-    shown = dltrain("evaluate", "runs/small/1", cwd=town, **variables)
-    assert shown.returncode == 0, shown.stderr
-    assert "confusion matrix" in shown.stdout
-    as_json = dltrain("evaluate", "runs/small/1", "--json", cwd=town, **variables)
-    assert as_json.returncode == 0, as_json.stderr
-    assert one_json(as_json.stdout)["labels"] == ["Zürich", "東京"]
+    """Both outputs in one process, which takes seconds to start."""
+    code = (
+        "import sys\nfrom dltrain.cli import main\n\nfor options in ([], ['--json']):\n"
+        "    sys.argv = ['dltrain', 'evaluate', 'runs/small/1', *options]\n"
+        "    try:\n        main()\n    except SystemExit as exit_:\n        assert not exit_.code\n"
+        "    print(end='\\f')\n"
+    )
+    environment = {**os.environ, **variables}
+    result = subprocess.run([sys.executable, "-c", code], cwd=town, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    shown, as_json, _ = result.stdout.split("\f")
+    assert "confusion matrix" in shown
+    assert one_json(as_json)["labels"] == ["Zürich", "東京"]
 
 
 def test_predictions_for_images_are_those_that_were_evaluated(tmp_path: Path) -> None:
@@ -367,12 +375,12 @@ def test_code_of_ones_own_that_fails_in_the_loop_is_told_with_its_line(tmp_path:
         "calls = 0\ndef jitter(x, rng):\n    global calls\n    calls += 1\n    return x if calls < 4 else x[:, 100]\n"
     )
     write_config(tmp_path, {"augment": [{"type": "own.py:jitter"}]})
-    ended = dltrain("fit", "small.yaml", "--quiet", cwd=tmp_path)
+    ended = dltrain_here("fit", "small.yaml", "--quiet", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr.startswith("your own code failed: IndexError: index 100 is out of bounds")
     assert ended.stderr.rstrip().endswith("(own.py:5)")
     assert len(ended.stderr.splitlines()) == 1
-    assert "failed" in dltrain("runs", cwd=tmp_path).stdout
+    assert "failed" in dltrain_here("runs", cwd=tmp_path).stdout
 
 
 def test_a_run_that_is_at_work_is_not_resumed(tmp_path: Path, no_curves: None) -> None:

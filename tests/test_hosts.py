@@ -17,7 +17,7 @@ import torch
 
 from tests.small_runs import one_json, train, weights_of, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_curves")]
 
 Hosts = tuple[list[str], list[str]]
 """The words before a command that let it run on the first machine and on the second."""

@@ -18,7 +18,7 @@ from dltrain.run import read_metrics
 from dltrain.train import fit
 from tests.small_runs import Sections, newest_run, result_of, small_config, start_child
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("load")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 NUM_EPOCHS = 10_000
 MAX_GROWTH_BYTES = 4 << 20  # what 10,000 epochs of 1 KB each would take twice over

@@ -40,7 +40,7 @@ from tests.small_runs import (
     write_config,
 )
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 DONE = Ended(0, "")
 SGD: Sections = {"optimizer": {"type": "sgd", "lr": 0.1}}

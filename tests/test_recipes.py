@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from dltrain.config.validate import load_config
 from dltrain.listing import list_runs
 from dltrain.train import fit
+from tests.forked_command import forked_command
 from tests.small_runs import PATIENCE_S, StopAt, write_config
 
 PAGE = Path(__file__).parent.parent / "docs" / "sweeping-from-the-shell.md"
@@ -39,23 +40,22 @@ NEW_RUNS = {
 }
 """How many runs each recipe adds to the three that are there."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recipes")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with config.yaml, two finished runs with the tag sweep=lr, one that was stopped, and the command."""
     folder = tmp_path_factory.mktemp("recipes")
     path = write_config(folder, {"train": {"duration": "1 epochs"}}, name="config.yaml")
-    for lr in (1e-3, 1e-2):
-        fit(replace(load_config(path, [f"optimizer.lr={lr}"]), tags={"sweep": "lr"}), root=folder / "runs")
-    with pytest.raises(Exception, match="stopped at step 2 of 4"):
-        fit(load_config(path), root=folder / "runs", progress=StopAt(2))
     (folder / "bin").mkdir()
-    command = folder / "bin" / "dltrain"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m dltrain "$@"\n')
-    command.chmod(0o755)
-    return folder
+    for lr in (1e-3, 1e-2):
+        file = replace(load_config(path, [f"optimizer.lr={lr}"]), tags={"sweep": "lr"})
+        fit(file, root=folder / "runs", curves=False)
+    with pytest.raises(Exception, match="stopped at step 2 of 4"):
+        fit(load_config(path), root=folder / "runs", progress=StopAt(2), curves=False)
+    with forked_command(folder / "bin"):
+        yield folder
 
 
 @pytest.fixture

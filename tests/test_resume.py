@@ -379,7 +379,7 @@ class Slow(nn.Linear):
     assert "Traceback" not in stopped.stderr
     run = newest_run(tmp_path / "runs")
     assert checkpoints.load(run / "checkpoints" / checkpoints.LAST).meta["step"] == 9
-    resumed = dltrain("fit", config, "--resume", run, "--json", cwd=tmp_path)
+    resumed = dltrain_here("fit", config, "--resume", run, "--json", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["step"] == 12
 
@@ -387,8 +387,8 @@ class Slow(nn.Linear):
 @pytest.mark.slow
 def test_resuming_a_finished_run_says_so(tmp_path: Path) -> None:
     config = write_config(tmp_path)
-    assert dltrain("fit", config, "--out", "runs", cwd=tmp_path).returncode == 0
-    again = dltrain("fit", "--resume", "runs/small/1", cwd=tmp_path)
+    assert dltrain_here("fit", config, "--out", "runs", cwd=tmp_path).returncode == 0
+    again = dltrain_here("fit", "--resume", "runs/small/1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "the run is finished already; nothing is left to train" in again.stderr
 

@@ -27,7 +27,7 @@ from tests.make_pairs import make_numbers
 from tests.small_runs import Sections, StopAt, newest_run, result_of, small_config, weights_of
 from tests.test_ranks import CASES, DONE, NOISY, NOISY_TRAIN, OWN, SGD, assert_alike, assert_policy
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 REGULARIZED: Sections = {
     "optimizer": {"type": "sgd", "lr": 0.1, "momentum": 0.9},

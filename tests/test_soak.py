@@ -9,7 +9,7 @@ import pytest
 
 from tests.soak import SHIPPED, TWO, VARIANTS, Soak, cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("soak")]
+pytestmark = pytest.mark.slow
 
 TEN = [
     "config digits_convnet",

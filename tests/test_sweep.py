@@ -37,7 +37,7 @@ from tests.small_runs import (
     write_config,
 )
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("sweep")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 SPACE = {"optimizer.lr": {"log_uniform": [1e-3, 1e-1]}, "model.hidden": [[4], [8, 8]]}
 SLOW = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from dltrain.sweep.journal import read_events, trials_of
 from dltrain.sweep.listing import commands, plan_text
 from dltrain.sweep.sweep import sweep
 from dltrain.train import fit
+from tests.forked_command import forked_command
 from tests.small_runs import Sections, dltrain_here, one_json, weights_of, write_config
 from tests.test_recipes import BLOCK, run_shell
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("sweep_docs")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 PAGE = Path(__file__).parent.parent / "docs" / "sweeps.md"
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n?)*)", PAGE.read_text(encoding="utf-8"), re.M))
@@ -44,16 +45,22 @@ for SLURM_ARRAY_TASK_ID in $(seq "$last"); do export SLURM_ARRAY_TASK_ID; bash "
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with config.yaml, and the commands dltrain and sbatch."""
+    folder = tmp_path_factory.mktemp("sweeps")
     sections = {"train": {"duration": "1 epochs"}, "sweep": {"space": SPACE, "slots": 1}}
-    write_config(tmp_path, sections, name="config.yaml")
-    (tmp_path / "bin").mkdir()
-    for name, text in (("dltrain", f'#!/bin/sh\nexec {sys.executable} -m dltrain "$@"\n'), ("sbatch", SBATCH)):
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
-    return tmp_path
+    write_config(folder, sections, name="config.yaml")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "sbatch").write_text(SBATCH)
+    (folder / "bin" / "sbatch").chmod(0o755)
+    with forked_command(folder / "bin"):
+        yield folder
+
+
+@pytest.fixture
+def folder(start: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(start, tmp_path / "sweep"))
 
 
 def test_every_recipe_of_the_page_is_tested() -> None:

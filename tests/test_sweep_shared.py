@@ -37,7 +37,7 @@ from tests.small_runs import (
     write_config,
 )
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("sweep_shared")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 SPACE = {"optimizer.lr": {"log_uniform": [1e-3, 1e-1]}, "model.hidden": [[4], [8, 8]]}
 GOALS = [("val/loss", False)]
@@ -147,7 +147,8 @@ def test_a_worker_needs_the_address_and_the_name_and_trains_what_fit_would(tmp_p
     os.link(tmp_path / "data.npz", other / "data.npz")
     with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE) as first:
         try:
-            wait_for(lambda: name in Database(url).names() and trials_in(url, name), first)
+            database = Database(url)
+            wait_for(lambda: name in database.names() and database.trials(name), first)
             summary = join(other, url, name, trusted=(str(tmp_path / "own.py"),))
             first.communicate(timeout=PATIENCE_S)
         finally:

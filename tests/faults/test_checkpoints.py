@@ -22,7 +22,7 @@ from tests.small_runs import (
     PATIENCE_S,
     StopAt,
     command,
-    dltrain,
+    dltrain_here,
     fit_with_stops,
     in_child,
     newest_run,
@@ -34,7 +34,7 @@ from tests.small_runs import (
 )
 from tests.test_checkpoint import example
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 HANGS_S = 120
 
@@ -131,7 +131,7 @@ def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
     with subprocess.Popen(command("fit", "small.yaml", "--quiet"), cwd=tmp_path, stderr=subprocess.PIPE) as first:
         try:
             wait_for((tmp_path / "runs" / "small" / "1" / "checkpoints" / "last.safetensors").exists, first)
-            second = dltrain("fit", "--resume", "runs/small/1", "--quiet", cwd=tmp_path)
+            second = dltrain_here("fit", "--resume", "runs/small/1", "--quiet", cwd=tmp_path)
         finally:
             first.kill()
     assert second.returncode == 2

@@ -13,7 +13,7 @@ from dltrain.train import fit
 from tests.faults.mutations import within
 from tests.small_runs import StopAt, dltrain_here, newest_run, small_config, write_config
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 DATA = "data: {type: sklearn, name: iris}\n"
 

@@ -12,7 +12,7 @@ from dltrain.evaluation import evaluate
 from dltrain.prediction import predict
 from tests.small_runs import train
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.mark.fault(57, 58)

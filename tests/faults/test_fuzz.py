@@ -36,7 +36,7 @@ from dltrain.train import fit
 from tests.faults.mutations import NUM_CASES, clean, damaged, damaged_tree, within
 from tests.test_checkpoint import example, forge
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 SECONDS, MEBIBYTES = 10, 1024
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

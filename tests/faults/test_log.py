@@ -20,7 +20,7 @@ from dltrain.run import read_metrics
 from dltrain.train import fit
 from tests.small_runs import StopAt, in_child, newest_run, small_config, write_arrays
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 

@@ -25,7 +25,7 @@ from tests.small_runs import (
     write_config,
 )
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 # A model that has room for so many samples at once.
 OWN = """

@@ -10,7 +10,7 @@ import torch
 from dltrain.train import fit
 from tests.small_runs import STEPS_PER_EPOCH, result_of, rows_of, small_config, train, weights_of
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.mark.fault(21, 22)

@@ -18,7 +18,7 @@ from dltrain.train import fit
 from tests.in_ranks import Ended, in_ranks, train_in_ranks
 from tests.small_runs import StopAt, dltrain, newest_run, rows_of, small_config, weights_of, write_config
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 DONE = Ended(0, "")
 PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -31,7 +31,7 @@ from tests.faults.mutations import within
 from tests.small_runs import dltrain_here, small_config, write_config
 from tests.test_checkpoint import example, forge, whole
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 

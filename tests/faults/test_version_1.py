@@ -13,7 +13,7 @@ from dltrain.prediction import predict
 from dltrain.run import read_metrics
 from tests.small_runs import dltrain_here
 
-pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "version_1"
 
