@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dltrain.data.storage import give_back_freed
 from dltrain.errors import TrainingError
 from dltrain.run import Run, read_metrics, writing
 
@@ -36,6 +37,7 @@ def draw_curves(folder: Path) -> Path | None:
     rows = read_metrics(folder)
     if not rows:
         return None
+    give_back_freed()  # else matplotlib, some 25 MiB, would come on top of the most that training took
     # pyplot would take a second more to import, and a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dltrain import curves
 from dltrain.curves import draw_curves
 from dltrain.errors import TrainingError
 from dltrain.run import Run
@@ -71,3 +72,12 @@ def test_a_picture_that_cannot_be_written_is_a_training_error(tmp_path: Path) ->
 def test_drawing_needs_no_pyplot_which_wants_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     assert draw_curves(run_with(tmp_path, [row(1, train_loss=1.0)])) is not None
+
+
+def test_what_training_freed_goes_back_before_matplotlib_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    given_back: list[bool] = []
+    monkeypatch.setattr(curves, "give_back_freed", lambda: given_back.append(True))
+    with pytest.raises(ImportError):
+        draw_curves(run_with(tmp_path, [row(1, train_loss=1.0)]))
+    assert given_back == [True]

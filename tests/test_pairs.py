@@ -215,7 +215,7 @@ def test_the_fingerprint_follows_both_files(tmp_path: Path) -> None:
          "the file as UTF-8"),
         ("p.jsonl", '{"source": "a", "traget": "b"}',
          "p.jsonl: no column 'target'; did you mean 'traget'? the columns: source, traget"),
-        ("p.jsonl", '{"source": 7, "target": "b"}', "p.jsonl: column 'source' is of type int64, not text"),
+        ("p.jsonl", '{"source": 7, "target": "b"}', "p.jsonl: column 'source' holds numbers, not text"),
         ("p.jsonl", b'{"source": "a", "target": "b"}\n\n{"source": "\xff"}',
          "p.jsonl: row 2: is not UTF-8 text; save the file as UTF-8"),
         ("p.csv", "", "p.csv: the file is empty"),
@@ -231,7 +231,7 @@ def test_a_wrong_table_is_one_clear_error(tmp_path: Path, name: str, content: st
 def test_numbers_in_a_parquet_file_are_not_text(tmp_path: Path) -> None:
     path = str(tmp_path / "p.parquet")
     pq.write_table(pa.table({"source": [1, 2], "target": ["a", "b"]}), path)
-    with pytest.raises(DataError, match=r"p\.parquet: column 'source' is of type int64, not text$"):
+    with pytest.raises(DataError, match=r"p\.parquet: column 'source' holds numbers, not text$"):
         Pairs(path, BYTES).read()
 
 

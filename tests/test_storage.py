@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import resource
@@ -117,6 +118,24 @@ def test_gather_of_one_stretch_copies_nothing() -> None:
 
 
 # ---- memory
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    def measured() -> None:
+        blocks = [bytes(100_000) for _ in range(1000)]  # each too small to be mapped alone
+        kept = blocks[-1]  # and the heap cannot shrink below the last
+        del blocks
+        before = resident_mib()
+        storage.give_back_freed()
+        assert before - resident_mib() > 50
+        assert len(kept) == 100_000
+
+    assert in_child(measured) == 0
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 def test_limits_of_the_process_count() -> None:

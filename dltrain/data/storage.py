@@ -137,6 +137,12 @@ def advise(address: int, size_bytes: int, advice: int) -> None:
     _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + size_bytes - start), advice)
 
 
+def give_back_freed() -> None:
+    """Give memory that was freed, which glibc keeps for later, back to the system; other C libraries do as they do."""
+    with contextlib.suppress(AttributeError):
+        _libc().malloc_trim(0)
+
+
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)

@@ -37,6 +37,9 @@ class FileKind:
         return tuple(f".{ending}" for ending in self.endings)
 
 
+TEXTS = FileKind("text file", ("txt",))
+
+
 @dataclass(frozen=True)
 class LabelledFiles:
     """Files with what they show, in a fixed order."""

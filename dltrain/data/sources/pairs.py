@@ -8,19 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from dltrain.data.columns import IGNORED, Ragged, Samples
 from dltrain.data.sources.bad_samples import bad_samples, left_out
 from dltrain.data.sources.fingerprint import fingerprint_files
-from dltrain.data.sources.table_files import TableFile, no_such_column
 from dltrain.data.sources.utf8_files import read_utf8
 from dltrain.data.tokenizer import BEGIN, END, Tokenizer, check_vocab_size
 from dltrain.errors import ConfigError, DataError
@@ -244,14 +240,12 @@ def _stripped_lines(path: str) -> list[str]:
 
 def _read_table(path: str, columns: Sequence[str]) -> _Texts:
     """Return the texts of `columns` of a CSV, TSV, Parquet or JSON lines file; missing ones are empty."""
-    table = TableFile(Path(path), path, delimiter=None, missing_values=()).read()
-    for name in columns:
-        if name not in table.column_names:
-            raise no_such_column(path, name, table.column_names)
-        kind = table[name].type
-        if not (pa.types.is_string(kind) or pa.types.is_dictionary(kind)):
-            raise DataError(f"{path}: column {name!r} is of type {kind}, not text")
-    texts = [pc.cast(table[name], pa.string()).fill_null("").to_pylist() for name in columns]
+    from dltrain.data.sources.table_files import check_columns
+    from dltrain.data.sources.text_files import table_file, to_texts
+
+    table = table_file(path, path).read()
+    check_columns(path, columns, table.column_names)
+    texts = [to_texts(path, name, table[name]).fill_null("").to_pylist() for name in columns]
     return _Texts(texts, lambda i: f"{path}: row {i + 1}")
 
 

@@ -8,44 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from dltrain.data.columns import Samples
 from dltrain.data.sources.fingerprint import fingerprint_files
-from dltrain.data.sources.scaling import Scale
-from dltrain.data.sources.table_cells import (
-    Kind,
-    Place,
-    all_integers,
-    guess_kind,
-    is_number,
-    to_numbers,
-    to_split_names,
-    to_text,
-)
-from dltrain.data.sources.table_features import (
-    Categories,
-    Missing,
-    cell_place,
-    encode_codes,
-    encode_features,
-    feature_names,
-    fit_column,
-    is_embedded,
-    missing_value,
-)
-from dltrain.data.sources.table_files import NAMELESS, TableFile, no_such_column
 from dltrain.data.sources.table_rows import Rows
 from dltrain.data.storage import allocate
 from dltrain.errors import ConfigError, DataError
 
-_MAX_LABEL_LENGTH = 1000
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dltrain.data.sources.scaling import Scale
+    from dltrain.data.sources.table_cells import Kind, Place
+    from dltrain.data.sources.table_features import Categories, Missing
+    from dltrain.data.sources.table_files import TableFile
 
 
 class Table:
@@ -99,9 +80,14 @@ class Table:
         Splits where there is a split column, which only the source's own file must have.
         Raises DataError for files, columns, targets and split names that are wrong.
         """
+        from dltrain.data.sources.table_cells import to_split_names
+        from dltrain.data.sources.table_features import cell_place
+        from dltrain.data.sources.table_files import check_columns
+        from dltrain.data.sources.table_targets import read_targets
+
         file = self._file(path)
         table = file.read()
-        self._check_columns(file.name, table.column_names, own=path is None)
+        check_columns(file.name, self._needed_columns(own=path is None), table.column_names)
         indices = np.arange(len(table))
         rows = Rows(table)
         if self.missing == "drop":
@@ -114,7 +100,7 @@ class Table:
         not_inputs = [*self.targets, *([] if splits is None else [self.split_column])]
         return Samples(
             inputs=Rows(table.drop_columns(not_inputs), rows.indices),
-            targets=self._read_targets(rows, place),
+            targets=read_targets(rows, self.targets, self.kinds, place),
             place=place,
             take_inputs=Rows.take,
             target_names=self.targets,
@@ -126,10 +112,12 @@ class Table:
 
         Columns that are no features are not read. Raises DataError for wrong files and missing columns.
         """
+        from dltrain.data.sources.table_files import check_columns
+
         wanted = [column["name"] for column in state["columns"] if column["kind"] != "ignore"]
         for path in paths:
             file = self._file(path)
-            _check_there(file.name, wanted, file.column_names())
+            check_columns(file.name, wanted, file.column_names())
             start = 0
             for block in file.blocks(wanted):
                 rows = np.arange(start, start + len(block))
@@ -143,6 +131,8 @@ class Table:
         numeric; "cardinalities" holds the size of each embedded column, slot 0 included.
         Raises DataError for cells that do not fit the kind of their column, and where no feature is left.
         """
+        from dltrain.data.sources.table_features import feature_names, fit_column, is_embedded
+
         rows: Rows = samples.inputs
         file = rows.file
         settings = (self.categories, self.scale, self.missing)
@@ -165,9 +155,12 @@ class Table:
         Raises DataError with file, row and column for cells that are missing where that is refused, do not
         fit the kind of their column, or overflow float32.
         """
+        from dltrain.data.sources.table_features import cell_place, encode_codes, encode_features, is_embedded
+        from dltrain.data.sources.table_files import check_columns
+
         rows: Rows = samples.inputs
         columns = [column for column in state["columns"] if column["kind"] != "ignore"]
-        _check_there(rows.file, [column["name"] for column in columns], rows.column_names)
+        check_columns(rows.file, [column["name"] for column in columns], rows.column_names)
         numeric = allocate((len(rows), len(state["features"])), np.float32)
         categories = allocate((len(rows), len(state["cardinalities"])), np.int64)
         for at, block in rows.blocks():
@@ -187,7 +180,7 @@ class Table:
 
     def files(self, path: str | None = None) -> list[tuple[str, str]]:
         """Return (name, path) of the one file that `read(path)` reads."""
-        file = self._file(path).path
+        file = self._path(path)
         return [(file.name, str(file))]
 
     def fingerprint(self, path: str | None = None) -> str:
@@ -212,21 +205,27 @@ class Table:
         if problems:
             raise ConfigError(*problems)
 
-    def _file(self, path: str | None) -> TableFile:
-        where = Path(self.base, self.path) if path is None else Path(path)
-        name = self.path if path is None else str(path)
-        return TableFile(where, name, self.delimiter, self.missing_values)
+    def _path(self, path: str | None) -> Path:
+        return Path(self.base, self.path) if path is None else Path(path)
 
-    def _check_columns(self, file: str, names: Sequence[str], own: bool) -> None:
-        _check_there(file, self.targets, names)
-        if own:
-            _check_there(file, [*self.kinds, *([self.split_column] if self.split_column else [])], names)
+    def _file(self, path: str | None) -> TableFile:
+        from dltrain.data.sources.table_files import TableFile
+
+        name = self.path if path is None else str(path)
+        return TableFile(self._path(path), name, self.delimiter, self.missing_values)
+
+    def _needed_columns(self, own: bool) -> list[str]:
+        """Return what a file with labels must have: the targets, and the source's own file all that settings name."""
+        named = [*self.kinds, *([self.split_column] if self.split_column else [])]
+        return [*self.targets, *(named if own else [])]
 
     def _complete_rows(self, file: str, table: pa.Table) -> np.ndarray:
         """Return the indices of the rows that miss nothing, and note how many others there are.
 
         Columns do not count that are set to ignore, have no name, or no value at all.
         """
+        from dltrain.data.sources.table_files import NAMELESS
+
         complete = np.ones(len(table), bool)
         missing = []
         for name, column in zip(table.column_names, table.columns, strict=True):
@@ -243,36 +242,6 @@ class Table:
             self.notes.append(note)
         return rows
 
-    def _read_targets(self, rows: Rows, place: Callable[[int], str]) -> np.ndarray:
-        targets = [self._read_target(name, rows[name], place) for name in self.targets]
-        return targets[0] if len(targets) == 1 else np.stack(targets, axis=1)
-
-    def _read_target(self, name: str, column: pa.ChunkedArray, place: Callable[[int], str]) -> np.ndarray:
-        """Return (N,) text, int64 or float64; float64, with true and false as 1 and 0, for one of several."""
-        at = cell_place(place, name)
-        if column.null_count:
-            raise missing_value(column, at, "fill in the target, remove the row, or set missing: drop")
-        if len(self.targets) > 1:
-            return to_numbers(name, _booleans_as_numbers(name, column, at), at)
-        kind = self.kinds.get(name) or guess_kind(name, column, at)[0]
-        if kind == "date":
-            raise DataError(f"{at(0)}: is a date, which cannot be a target")
-        if kind != "numeric":
-            return _labels(to_text(name, column, at), at)
-        numbers = to_numbers(name, column, at)
-        if not all_integers(column) or np.abs(numbers).max() >= 2**63:
-            return numbers
-        text = pc.replace_substring_regex(pc.cast(column, pa.string()), r"^\+", "")  # which Arrow's integers have not
-        integers: np.ndarray = pc.cast(text, pa.int64()).to_numpy()
-        return integers
-
-
-def _check_there(file: str, wanted: Sequence[str], names: Sequence[str]) -> None:
-    """Raise DataError for the first of the wanted columns that is not among the names."""
-    for name in wanted:
-        if name not in names:
-            raise no_such_column(file, name, names)
-
 
 def _row_place(file: str, rows: np.ndarray) -> Callable[[int], str]:
     return lambda i: f"{file}: row {rows[i] + 1}"
@@ -281,22 +250,3 @@ def _row_place(file: str, rows: np.ndarray) -> Callable[[int], str]:
 def _later(place: Place, start: int) -> Place:
     """Return where the samples from `start` on stand."""
     return lambda i: place(start + i)
-
-
-def _labels(text: pa.ChunkedArray, place: Place) -> np.ndarray:
-    lengths = pc.utf8_length(text).to_numpy()
-    if lengths.max() > _MAX_LABEL_LENGTH:  # numpy pads all to the longest
-        row_index = int(lengths.argmax())
-        start = text[row_index].as_py()[:40]
-        raise DataError(f"{place(row_index)}: {lengths[row_index]} characters are no label: {start!r}...")
-    return np.asarray(text.to_pylist(), np.str_)
-
-
-def _booleans_as_numbers(name: str, column: pa.ChunkedArray, place: Place) -> pa.ChunkedArray:
-    """Return 1 and 0 where all cells say true and false, else the column as it is."""
-    if is_number(column.type):
-        return column
-    text = pc.utf8_lower(to_text(name, column, place))
-    if pc.all(pc.is_in(text, value_set=pa.array(["true", "false"]))).as_py():
-        return pc.cast(pc.equal(text, "true"), pa.int64())
-    return column

@@ -340,15 +340,18 @@ def _fits(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
     return True
 
 
-def no_such_column(file: str, name: str, columns: Sequence[str]) -> DataError:
-    """Return the error that says: no such column, the nearest name, the columns there are."""
+def check_columns(file: str, wanted: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise DataError for the first of the `wanted` that is not among the `columns`; it says which is nearest."""
+    name = next((name for name in wanted if name not in columns), None)
+    if name is None:
+        return
     guess = did_you_mean(name, columns) or ";"
     listed = ", ".join(columns[:20]) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")
     hint = ""
     if len(columns) == 1:
         found = [mark for mark in (",", ";", "\t", "|") if mark in columns[0]]
         hint = f". Only one column: is the delimiter {found[0]!r}? Then set delimiter" if found else ""
-    return DataError(f"{file}: no column {name!r}{guess} the columns: {listed}{hint}")
+    raise DataError(f"{file}: no column {name!r}{guess} the columns: {listed}{hint}")
 
 
 def _check_names(file: str, names: Sequence[str]) -> None:

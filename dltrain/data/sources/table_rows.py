@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _ROWS_AT_ONCE = 65_536
 
@@ -32,7 +35,7 @@ class Rows:
             return column.slice(0, len(self))
         first = int(self.indices.min())  # Arrow joins all the chunks that it takes from
         stretch = column.slice(first, int(self.indices.max()) + 1 - first)
-        return stretch.take(pa.array(self.indices - first))
+        return stretch.take(self.indices - first)
 
     @property
     def column_names(self) -> list[str]:

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from dltrain.data.columns import Ragged, Samples
 from dltrain.data.sources.bad_samples import bad_samples, left_out
 from dltrain.data.sources.fingerprint import fingerprint_files
-from dltrain.data.sources.labelled_files import list_folder
-from dltrain.data.sources.text_files import (
-    TEXTS,
-    LabelledTexts,
-    read_folder,
-    read_new_texts,
-    read_table,
-    table_file,
-)
+from dltrain.data.sources.labelled_files import TEXTS, list_folder
 from dltrain.data.tokenizer import Tokenizer, check_vocab_size
 from dltrain.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dltrain.data.sources.text_files import LabelledTexts
 
 BLOCK_TEXTS = 8192
 
@@ -117,6 +113,8 @@ class Text:
 
     def read_inputs(self, paths: list[str], state: dict[str, Any]) -> Iterator[Samples]:
         """Yield unlabelled texts in blocks: .txt files, each a text, folders with all below, and rows of tables."""
+        from dltrain.data.sources.text_files import read_new_texts, table_file
+
         for texts, place in read_new_texts(paths, self._text_column, lambda path: table_file(path, path), BLOCK_TEXTS):
             yield Samples(texts, None, place, _take)
 
@@ -133,6 +131,8 @@ class Text:
         return fingerprint_files(self.files(path))
 
     def _read(self, path: str | None) -> LabelledTexts:
+        from dltrain.data.sources.text_files import read_folder, read_table, table_file
+
         where = self.path if path is None else path
         if os.path.isdir(where):
             for setting in ("column", "target", "split_column"):
@@ -172,4 +172,4 @@ def _first_tokens(ids: Tensor, lengths: Tensor, max_length: int) -> Tensor:
 
 
 def _take(texts: pa.ChunkedArray, indices: np.ndarray) -> pa.ChunkedArray:
-    return texts.take(pa.array(indices))
+    return texts.take(indices)

@@ -14,15 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dltrain.data.sources.labelled_files import FileKind, list_folder, list_inputs
+from dltrain.data.sources.labelled_files import TEXTS, list_folder, list_inputs
 from dltrain.data.sources.table_cells import to_split_names
 from dltrain.data.sources.table_features import cell_place
-from dltrain.data.sources.table_files import TableFile, first_misfit, no_such_column
+from dltrain.data.sources.table_files import TableFile, check_columns, first_misfit
 from dltrain.data.sources.utf8_files import read_utf8
 from dltrain.errors import DataError
 from dltrain.names import shortened
 
-TEXTS = FileKind("text file", ("txt",))
 _MAX_LABEL_LENGTH = 1000
 _INTEGER = r"^-?(0|[1-9]\d{0,17})$"
 _NUMBER = r"^[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?$"
@@ -77,9 +76,8 @@ def read_table(
     something else; a cell that is missing is a problem of its row.
     """
     table = file.read()
-    for name in [column, *target_columns, *([split_column] if split_column else [])]:
-        if name not in table.column_names:
-            raise no_such_column(file.name, name, table.column_names)
+    wanted = [column, *target_columns, *([split_column] if split_column else [])]
+    check_columns(file.name, wanted, table.column_names)
 
     def place(index: int) -> str:
         return f"{file.name}: row {index + 1}"
@@ -120,9 +118,7 @@ def read_new_texts(
                 yield _large_strings(pa.array([read_text_file(file) for file in block])), block.__getitem__
             continue
         file, first_row = open_table(path), 1
-        names = file.column_names()
-        if column not in names:
-            raise no_such_column(file.name, column, names)
+        check_columns(file.name, [column], file.column_names())
         for table in file.blocks([column]):
             yield to_texts(file.name, column, table[column]), _row_place(file.name, first_row)
             first_row += len(table)
