@@ -142,6 +142,15 @@ def test_uint8_images_stay_uint8_and_their_statistics_are_of_pixels_over_255(tmp
     assert image_statistics(np.full((2, 1, 3, 3), 255, np.uint8)) == {"mean": [1.0], "std": [1.0]}
 
 
+def test_image_statistics_are_of_all_blocks_and_need_not_write() -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(3000, 3, 20, 20), dtype=np.uint8)
+    pixels[:2000, 1] //= 4
+    pixels.flags.writeable = False
+    statistics = image_statistics(pixels)
+    np.testing.assert_allclose(statistics["mean"], (pixels / 255).mean((0, 2, 3)))
+    np.testing.assert_allclose(statistics["std"], (pixels / 255).std((0, 2, 3)))
+
+
 def test_channels_last_must_be_said(tmp_path: Path) -> None:
     path = npz(tmp_path, x=np.moveaxis(PIXELS, 1, 3), y=Y)
     np.testing.assert_array_equal(read(path, channels_last=True).inputs, PIXELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from dltrain.data.sources import image_decoding
+from dltrain.data.sources.fingerprint import fingerprint_files
 from dltrain.data.sources.images import Images
 from dltrain.errors import ConfigError, DataError
 from tests.make_data import make_shapes
@@ -116,6 +118,16 @@ def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     stored.save(tmp_path / "x.png", exif=exif)
     np.testing.assert_array_equal(decode(tmp_path / "x.png"), RGB.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "gif", "bmp", "tif", "webp", "pgm", "ppm"])
+def test_small_files_and_large_ones_are_decoded_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
+    path = save(tmp_path / f"image.{extension}", GREY if extension == "pgm" else RGB)
+    small = decode(path)
+    monkeypatch.setattr(image_decoding, "_SMALL_BYTES", 0)
+    np.testing.assert_array_equal(decode(path), small)
 
 
 def test_float_pixels_are_refused(tmp_path: Path) -> None:
@@ -543,6 +555,13 @@ def test_the_fingerprint_follows_names_and_content(tmp_path: Path) -> None:
     assert Images(str(roots[1])).fingerprint() != first
     (roots[0] / "a/1.png").rename(roots[0] / "a/0.png")
     assert Images(str(roots[0])).fingerprint() != first
+
+
+def test_the_fingerprint_is_that_of_earlier_versions(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 1000)
+    digest = hashlib.blake2b(b"name\0" + hashlib.blake2b(path.read_bytes()).digest(), digest_size=8)
+    assert fingerprint_files([("name", str(path))]) == digest.hexdigest()
 
 
 def test_the_fingerprint_is_of_the_images_alone(tmp_path: Path) -> None:

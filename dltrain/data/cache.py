@@ -16,6 +16,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -284,14 +285,16 @@ class _Tensors:
 def _write_tensors(folder: Path, tensors: list[Tensor]) -> list[dict[str, Any]]:
     """Write each tensor to a file called by its number; return what `_load_tensor` must know of each."""
     facts = []
-    with progress(sum(tensor.nbytes for tensor in tensors) >> 20, "caching (MiB)") as advance:
+    total = sum(tensor.nbytes for tensor in tensors) >> 20
+    with progress(total, "caching (MiB)") as advance, ThreadPoolExecutor(1) as pool:
         for index, tensor in enumerate(tensors):
             path, array, digest = folder / str(index), tensor.numpy(), hashlib.sha256()
             with open(path, "wb") as file:
                 for rows in blocks_of_rows(array):
                     block = np.ascontiguousarray(array[rows]).reshape(-1).view(np.uint8).data
+                    hashing = pool.submit(digest.update, block)
                     file.write(block)
-                    digest.update(block)
+                    hashing.result()
                     advance(len(block) >> 20)
                 file.flush()
                 os.fsync(file.fileno())

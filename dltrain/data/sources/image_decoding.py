@@ -5,6 +5,7 @@ Turned as EXIF says, transparency on white, 16-bit grey scaled to 8 bits; of sev
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from dltrain.errors import DataError
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """Of Pillow's; a fixed list, since some others start programs (EPS calls Ghostscript)."""
 _TASK_IMAGES = 32  # a thread takes as many at once; one by one, small files spend their time on changing threads
+_SMALL_BYTES = 2**16  # such a file is read at once; each seek and read of Pillow in it would hand on the GIL
 
 
 @dataclass
@@ -170,12 +172,18 @@ def to_channels(pixels: np.ndarray, num_channels: int) -> np.ndarray:
 
 
 def _load(path: str, size: tuple[int, int] | None) -> Image.Image:
-    with Image.open(path, formats=FORMATS) as image:
+    is_small = os.path.getsize(path) <= _SMALL_BYTES
+    with Image.open(_read(path) if is_small else path, formats=FORMATS) as image:
         if size is not None:
             side = 2 * max(size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves twice what is needed
             image.draft(None, (side, side))
-        image.load()
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+def _read(path: str) -> io.BytesIO:
+    with open(path, "rb", buffering=0) as file:
+        return io.BytesIO(file.read())
 
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
@@ -188,8 +196,9 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    mode = "L" if grey else "RGB"
     try:
-        return image.convert("L" if grey else "RGB")
+        return image if image.mode == mode else image.convert(mode)
     except ValueError as error:
         raise DataError(f"has pixels of the mode {image.mode}, which cannot be converted to RGB ({error})") from None
 

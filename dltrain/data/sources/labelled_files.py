@@ -107,9 +107,10 @@ def list_folder(root: str, kind: FileKind) -> LabelledFiles:
             paths.append(path)
             targets.append(name)
             split_of.append(splits.get(folder, ""))
+    prefix = os.path.join(root, "")
     return LabelledFiles(
         paths=paths,
-        names=[path.removeprefix(os.path.join(root, "")) for path in paths],
+        names=[path.removeprefix(prefix) for path in paths],
         places=paths,
         targets=np.array(targets, np.str_),
         splits=np.array(split_of) if splits else None,

@@ -6,11 +6,13 @@ blocks of rows, so memory stays small and a result does not depend on the type o
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
+import torch
 
-from dltrain.data.storage import allocate, blocks_of_rows
+from dltrain.data.storage import allocate, blocks_of_rows, num_cores
 
 Scale = Literal["none", "standard", "minmax"]
 
@@ -62,10 +64,13 @@ def image_statistics(pixels: np.ndarray, scale: Scale = "standard") -> dict[str,
     num_channels = pixels.shape[1]
     if scale == "none":
         return {"mean": [0.0] * num_channels, "std": [1.0] * num_channels}
-    histogram = np.zeros((num_channels, 256), np.int64)
-    for rows in blocks_of_rows(pixels, np.float64):
-        for channel in range(num_channels):
-            histogram[channel] += np.bincount(pixels[rows, channel].ravel(), minlength=256)
+
+    def histogram_of(rows: slice) -> np.ndarray:
+        flat = [torch.from_numpy(pixels[rows, channel].flatten()) for channel in range(num_channels)]
+        return np.stack([torch.bincount(values, minlength=256).numpy() for values in flat])  # NumPy's copies to int64
+
+    with ThreadPoolExecutor(num_cores()) as pool:
+        histogram = np.sum(list(pool.map(histogram_of, blocks_of_rows(pixels, np.float64))), axis=0)
     levels = np.arange(256) / 255
     means, deviations = [], []
     for counts in histogram:
