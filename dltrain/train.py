@@ -41,6 +41,7 @@ from dltrain.seeds import AUGMENTATION, NOISE, STEP, seed_everything, seed_of
 from dltrain.signals import StopRequest
 from dltrain.state import all_finite, set_buffers, tensors_of
 from dltrain.tasks import SequenceTask
+from dltrain.waiting import considerate_threads
 
 # On a GPU a look at loss and gradient waits for the device; up to 50 updates may follow one that was not finite. None
 # of them gets into a checkpoint.
@@ -217,7 +218,8 @@ def fit(
     stopped_early = regularizer.early_stop(state.scores)
     if state.step >= state.total_steps or stopped_early:
         progress.say("the run is finished already; nothing is left to train")
-    with run, draws_curves(run, progress.say) if curves else nullcontext(), StopRequest() as stop, progress:
+    drawing = draws_curves(run, progress.say) if curves else nullcontext()
+    with run, drawing, StopRequest() as stop, progress, considerate_threads():
         began = time.perf_counter() - state.elapsed_s
         while state.step < state.total_steps and not stopped_early:
             # batch

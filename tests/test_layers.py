@@ -34,7 +34,7 @@ LAYERS = [
         "data.transforms",
         "data.spectrogram",
     ],
-    ["data.split", "seeds", "extras", "data.storage", "diagnosis", "memory", "budget"],
+    ["data.split", "seeds", "extras", "data.storage", "diagnosis", "memory", "budget", "waiting"],
     ["data.order"],
     ["data.batches", "data.tokenizer", "text_scores", "data.cache", "data.cache_entries"],
     ["data.sources", "generation"],
