@@ -59,13 +59,13 @@ def bare_mem(work: Work, folder: Path, out: Path) -> Trained:
     model: nn.Module = work.initial_model(data.sizes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=work.lr, weight_decay=work.weight_decay, fused=True)
     loss_sum = torch.zeros(())
-    steps_per_epoch, longest, size = work.steps_per_epoch(len(data)), data.longest, work.batch_size
+    steps_per_epoch = work.steps_per_epoch(len(data))
     batches: Sequence[Tensor] = ()
     began = time.perf_counter()
     for step in range(work.steps):
         epoch, index = divmod(step, steps_per_epoch)
         if index == 0:
-            batches = epoch_order(len(data), work.seed, epoch, "shuffle", None, longest, size).split(size)
+            batches = epoch_order(len(data), work.seed, epoch, "shuffle").split(work.batch_size)
         *inputs, target = data.batch(batches[index])
         if work.draws:
             torch.default_generator.manual_seed(seed_of(work.seed, STEP, step))

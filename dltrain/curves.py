@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dltrain.data.storage import give_back_freed
 from dltrain.errors import TrainingError
+from dltrain.machine import give_back_freed
 from dltrain.run import Run, read_metrics, writing
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dltrain.data.storage import num_cores
 from dltrain.errors import ConfigError
+from dltrain.machine import num_cores
 
 # Torch knows the cores that the process may run on, and not that a container may give it less of their time.
 if "OMP_NUM_THREADS" not in os.environ and num_cores() < torch.get_num_threads():

@@ -226,6 +226,8 @@ def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) 
     num_samples, size = len(data.splits["train"]), config.train.batch_size
     if config.train.sampler == "balanced" and data.task.type != "classification":
         raise ConfigError(f"{file.place('train', 'sampler')}: balanced needs classes; the task is {data.task.type}")
+    if config.train.sampler == "by_length" and data.splits["train"].lengths is None:
+        raise ConfigError(f"{file.place('train', 'sampler')}: by_length needs sequences; all samples have one shape")
     average = config.regularization.average
     if average is not None and average.type == "swa" and config.train.duration.unit == "s":
         raise ConfigError(

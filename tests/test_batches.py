@@ -1,7 +1,7 @@
 """What each step gets, and how what is larger than the memory is read."""
 
 import mmap
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -36,8 +36,13 @@ def columns_of(kind: str) -> Columns:
     return Columns((inputs,), Ragged(values, inputs.starts + 1, lengths, -100))  # the same text one token later
 
 
-@pytest.mark.parametrize("kind", ["tensors", "sequences", "a text and its next tokens"])
-@pytest.mark.parametrize("sampler", ["shuffle", "sequential", "blocks"])
+KINDS = ["tensors", "sequences", "a text and its next tokens"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [*product(KINDS, ["shuffle", "sequential", "blocks"]), *product(KINDS[1:], ["by_length"])],
+)
 def test_a_step_has_the_tensors_of_its_samples(kind: str, sampler: str, little_memory: None) -> None:
     columns = columns_of(kind)
     given = Batches(columns, None, 0, sampler, BATCH_SIZE, EPOCH_STEPS)

@@ -61,7 +61,7 @@ def test_balanced_takes_classes_in_any_order():
 
 def test_sequences_are_drawn_with_others_of_like_length():
     lengths = torch.randint(1, 100, (1000,), generator=torch.Generator().manual_seed(0))
-    order = epoch_order(1000, 0, 0, "shuffle", lengths=lengths, batch_size=32)
+    order = epoch_order(1000, 0, 0, "by_length", lengths=lengths, batch_size=32)
     assert sorted(order.tolist()) == list(range(1000))
     batches = lengths[order[: 1000 // 32 * 32]].view(-1, 32)
     assert (1 - batches.sum() / (batches.amax(1).sum() * 32)) < 0.04  # is padding
@@ -72,14 +72,15 @@ def test_sequences_are_drawn_with_others_of_like_length():
 def test_batches_of_sequences_are_a_function_of_seed_and_epoch():
     lengths = torch.arange(100) % 7
     draw = [
-        epoch_order(100, seed, epoch, "shuffle", None, lengths, 8).tolist() for seed, epoch in ((0, 1), (0, 1), (0, 2))
+        epoch_order(100, seed, epoch, "by_length", None, lengths, 8).tolist()
+        for seed, epoch in ((0, 1), (0, 1), (0, 2))
     ]
     assert draw[0] == draw[1] != draw[2]
 
 
 def test_the_last_batch_of_sequences_is_the_one_that_is_not_full():
     lengths = torch.arange(70)
-    order = epoch_order(70, 0, 0, "shuffle", lengths=lengths, batch_size=32)
+    order = epoch_order(70, 0, 0, "by_length", lengths=lengths, batch_size=32)
     first, second, rest = order[:32], order[32:64], order[64:]
     assert len(rest) == 6
     spans = [lengths[part].max() - lengths[part].min() for part in (first, second, rest)]
@@ -161,13 +162,3 @@ def test_small_data_are_shuffled_as_a_whole():
     assert drawn[:, 0].float().mean() == pytest.approx(49.5, abs=3)
     neighbours = (drawn[:, 1] - drawn[:, 0]).abs() == 1
     assert neighbours.float().mean() == pytest.approx(2 / 100, abs=0.01)
-
-
-def test_sequences_in_blocks_are_drawn_with_others_of_like_length():
-    lengths = torch.randint(1, 100, (NUM_BLOCKS * BLOCK_SIZE,), generator=torch.Generator().manual_seed(0))
-    order = torch.cat(windows_of(Blocks(len(lengths), 32, SAMPLE_BYTES, 0, lengths)))
-    assert torch.equal(order.sort().values, torch.arange(len(lengths)))
-    drawn = lengths[order[: len(order) // 32 * 32]].view(-1, 32)
-    assert (1 - drawn.sum() / (drawn.amax(1).sum() * 32)) < 0.04  # is padding
-    first = order[: BLOCKS_AT_ONCE * BLOCK_SIZE // 32 * 32]
-    assert len((first // BLOCK_SIZE).unique()) <= BLOCKS_AT_ONCE

@@ -66,9 +66,10 @@ def run_of(file: ConfigFile) -> Path:
     return Path(fit(file)["run"])
 
 
-@pytest.mark.parametrize("name", DATA)
-def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(name):
-    file = config(name, optimizer={"type": "adamw", "lr": 0.01}, model={"dropout": 0.2})
+@pytest.mark.parametrize(("name", "sampler"), [*((name, "shuffle") for name in DATA), ("pairs", "by_length")])
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(name, sampler):
+    train = {"sampler": sampler}
+    file = config(name, optimizer={"type": "adamw", "lr": 0.01}, model={"dropout": 0.2}, train=train)
     assert result_of(fit_with_stops(file, Path("stopped"), (2, 7))) == result_of(run_of(file))
 
 

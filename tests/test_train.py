@@ -378,6 +378,12 @@ def test_the_balanced_sampler_needs_classes(tmp_path: Path) -> None:
         train(tmp_path, {"train": {"sampler": "balanced"}})
 
 
+def test_the_sampler_by_length_needs_sequences(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "data.npz")
+    with pytest.raises(ConfigError, match="by_length needs sequences; all samples have one shape"):
+        train(tmp_path, {"train": {"sampler": "by_length"}})
+
+
 # ---- every component trains -----------------------------------------------------------------------------------------
 
 

@@ -160,7 +160,7 @@ def _profile(say: Callable[[str], None]) -> Profile:
 
 
 def _prepare_to_train(quiet: bool) -> None:
-    from dltrain.data.storage import hide_progress
+    from dltrain.data.progress import hide_progress
 
     if quiet:
         hide_progress()

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from dltrain.data.columns import Column, Columns, values_of
 from dltrain.data.order import Blocks, epoch_order
-from dltrain.data.storage import advise, page_cache_bytes
 from dltrain.data.transfer import send
+from dltrain.machine import advise, page_cache_bytes
 
 _MAPPED_BYTES = 16 * 2**20  # columns up to this size are in memory anyway
 _MADV_COLD = 20
@@ -45,7 +45,7 @@ class Batches:
         self._epoch_steps = self._window_steps = epoch_steps
         self._blocks: Blocks | None = None
         if sampler == "blocks":
-            self._blocks = Blocks(len(columns), batch_size, columns.sample_bytes, seed, self._lengths)
+            self._blocks = Blocks(len(columns), batch_size, columns.sample_bytes, seed)
             self._window_steps = self._blocks.window_steps
         _prepare_reading(columns, sampler)
         self._reads_ahead = self._window_steps < epoch_steps and bool(_mapped(columns))

@@ -37,7 +37,8 @@ from dltrain.data.cache_entries import (
     remove_abandoned,
     temporary_folder,
 )
-from dltrain.data.storage import blocks_of_rows, cache_folder, map_file, progress
+from dltrain.data.progress import progress
+from dltrain.data.storage import blocks_of_rows, cache_folder, map_file
 
 if TYPE_CHECKING:
     from torch import Tensor

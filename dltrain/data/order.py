@@ -1,7 +1,7 @@
 """Which samples in which step: a pure function of the seed and the step, so that nothing of it needs to be saved.
 
-Sequences are drawn with others of like length, so that little of a batch is padding. Data larger than the memory can be
-drawn in blocks, so that what is read from the disk is read once and in stretches.
+Sequences can be drawn with others of like length, so that little of a batch is padding; data larger than the memory in
+blocks, so that what is read from the disk is read once and in stretches.
 """
 
 from __future__ import annotations
@@ -42,22 +42,23 @@ def epoch_order(
         num_samples: size of the training split, and of the result.
         seed: of the run.
         epoch: counted from 0.
-        sampler: "shuffle", "sequential", or "balanced" (each class equally likely, with replacement).
+        sampler: "shuffle", "sequential", "balanced" (each class equally likely, with replacement), or "by_length"
+            (sequences of like length in a batch).
         classes: (num_samples,) int64 class ids, for "balanced".
-        lengths: (num_samples,) int64, of sequences; then "shuffle" puts like with like into a batch.
+        lengths: (num_samples,) int64, of sequences, for "by_length".
         batch_size: samples of a step: batch k is result[k * batch_size : (k + 1) * batch_size].
     """
     if sampler == "sequential":
         return torch.arange(num_samples)
     rng = _generator(seed, epoch)
-    if sampler == "shuffle" or classes is None:
-        order = torch.randperm(num_samples, generator=rng)
-        return order if lengths is None else _like_with_like(order, batch_size, lengths, rng)
-    by_class, counts = classes.cpu().argsort(stable=True), torch.bincount(classes).cpu()
-    present = counts.nonzero().squeeze(1)
-    chosen = present[torch.randint(len(present), (num_samples,), generator=rng)]
-    rank = (torch.rand(num_samples, generator=rng, dtype=torch.float64) * counts[chosen]).long()
-    return by_class[counts.cumsum(0)[chosen] - counts[chosen] + rank]
+    if sampler == "balanced":
+        assert classes is not None
+        return _balanced(num_samples, classes, rng)
+    order = torch.randperm(num_samples, generator=rng)
+    if sampler == "by_length":
+        assert lengths is not None
+        return _by_length(order, batch_size, lengths, rng)
+    return order
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,6 @@ class Blocks:
     sample_bytes: int
     """About what a sample takes in the file."""
     seed: int
-    lengths: Tensor | None = None
-    """(num_samples,) int64, of sequences, which are drawn with others of like length."""
 
     @property
     def window_steps(self) -> int:
@@ -105,12 +104,7 @@ class Blocks:
         starts[0] = stops[0] - (ends[0] - begin)
         stops[-1] -= ends[-1] - end
         stretches = [slice(*bounds) for bounds in sorted(zip(starts.tolist(), stops.tolist(), strict=True))]
-        rng = _generator(self.seed, epoch, index)
-        order = torch.randperm(end - begin, generator=rng)
-        if self.lengths is not None:
-            lengths = torch.cat([self.lengths[stretch] for stretch in stretches])
-            order = _like_with_like(order, self.batch_size, lengths, rng)
-        return stretches, order
+        return stretches, torch.randperm(end - begin, generator=_generator(self.seed, epoch, index))
 
     @property
     def _block_size(self) -> int:
@@ -121,7 +115,15 @@ def _generator(seed: int, *place: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(seed, ORDER, *place))
 
 
-def _like_with_like(order: Tensor, batch_size: int, lengths: Tensor, rng: torch.Generator) -> Tensor:
+def _balanced(num_samples: int, classes: Tensor, rng: torch.Generator) -> Tensor:
+    by_class, counts = classes.cpu().argsort(stable=True), torch.bincount(classes).cpu()
+    present = counts.nonzero().squeeze(1)
+    chosen = present[torch.randint(len(present), (num_samples,), generator=rng)]
+    rank = (torch.rand(num_samples, generator=rng, dtype=torch.float64) * counts[chosen]).long()
+    return by_class[counts.cumsum(0)[chosen] - counts[chosen] + rank]
+
+
+def _by_length(order: Tensor, batch_size: int, lengths: Tensor, rng: torch.Generator) -> Tensor:
     """Return `order` with each pool of batches sorted by length, and then the full batches in random order.
 
     Khomenko et al. (2016), https://arxiv.org/abs/1708.05604.

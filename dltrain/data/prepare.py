@@ -25,9 +25,9 @@ from dltrain.data.cache import Entry, cached
 from dltrain.data.columns import Columns, Samples, shape_of, type_of
 from dltrain.data.division import divide, is_made_by_files, split_paths
 from dltrain.data.split import NAMES, count_shared
-from dltrain.data.storage import page_cache_bytes
 from dltrain.data.transforms import Normalize
 from dltrain.errors import ConfigError, DataError
+from dltrain.machine import page_cache_bytes
 from dltrain.tasks import Task
 
 Inputs = tuple[Tensor, ...]

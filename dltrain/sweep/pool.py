@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dltrain.data.storage import num_cores
+from dltrain.machine import num_cores
 from dltrain.sweep.worker import Trainer, run_worker
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"

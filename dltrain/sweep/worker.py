@@ -23,7 +23,7 @@ import torch
 from dltrain.build import Builder, is_users, user_failure
 from dltrain.config.validate import ConfigFile
 from dltrain.data.prepare import Prepared, prepare
-from dltrain.data.storage import hide_progress
+from dltrain.data.progress import hide_progress
 from dltrain.device import limit_threads
 from dltrain.errors import ConfigError, Diverged, DltrainError, Stopped, TrainingError
 from dltrain.metrics import HIGHER_IS_BETTER

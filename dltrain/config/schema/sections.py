@@ -165,10 +165,11 @@ class Train(Settings):
         None, ge=1, description="samples in memory at once; gradients add up to the whole batch"
     )
     eval_batch_size: int = Field(512, ge=1, description="samples at once in evaluation; changes no result")
-    sampler: Literal["shuffle", "blocks", "sequential", "balanced"] = Field(
+    sampler: Literal["shuffle", "sequential", "by_length", "balanced", "blocks"] = Field(
         "shuffle",
-        description="order of the samples in an epoch; blocks shuffles stretches of the file, and 128 MiB of them "
-        "together, for data larger than the memory; balanced draws all classes equally often, with replacement",
+        description="order of the samples in an epoch; by_length puts sequences of like length into a batch, which "
+        "saves padding; balanced draws all classes equally often, with replacement; blocks shuffles stretches of the "
+        "file, and 128 MiB of them together, for data larger than the memory",
     )
     drop_last: bool = Field(False, description="leave out the last batch of an epoch if it is not full")
     evaluate_every: Span = Field(

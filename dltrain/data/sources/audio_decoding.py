@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from dltrain.data.storage import num_cores, progress
+from dltrain.data.progress import progress
 from dltrain.errors import DataError
 from dltrain.extras import require
+from dltrain.machine import num_cores
 
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")
 """Of libsndfile's; a fixed list, since some others take any file for a sound or need to be told how to read it."""

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dltrain.data.storage import allocate, blocks_of_rows, num_cores, progress
+from dltrain.data.progress import progress
+from dltrain.data.storage import allocate, blocks_of_rows
 from dltrain.errors import DataError
+from dltrain.machine import num_cores
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """Of Pillow's; a fixed list, since some others start programs (EPS calls Ghostscript)."""
@@ -177,6 +179,7 @@ def _load(path: str, size: tuple[int, int] | None) -> Image.Image:
         if size is not None:
             side = 2 * max(size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves twice what is needed
             image.draft(None, (side, side))
+        image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return image
 

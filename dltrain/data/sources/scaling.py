@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dltrain.data.storage import allocate, blocks_of_rows, num_cores
+from dltrain.data.storage import allocate, blocks_of_rows
+from dltrain.machine import num_cores
 
 Scale = Literal["none", "standard", "minmax"]
 
