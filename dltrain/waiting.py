@@ -20,7 +20,7 @@ import torch
 _SELF = Path("/proc/self")
 _LOOK_S = 0.25
 _KEPT_WAITING = 0.2
-"""So much of the time, all threads together; alone they come to 0.01, beside another training to 1."""
+"""So much of the time, all threads together: alone they come to 0.04 at most, beside another training to 0.6."""
 _ENOUGH_FOR_ALL = 2**20
 """Elements of a tensor that torch divides among all threads."""
 
