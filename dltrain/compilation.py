@@ -73,7 +73,7 @@ def _try(plan: Plan, config: Config, steps_left: int, *, must: bool) -> tuple[nn
             passes_left = int((plan.budget.seconds - plan.state.elapsed_s) / eager_s)
         if reason := _not_worth_a_try(plan.device, eager_s * passes_left):
             return None, f"no, {reason}"
-    form = _compiled(model, dynamic=plan.train.lengths is not None)
+    form = _compiled(model, dynamic=plan.train.has_sequences)
     try:
         compiling_s = pass_s(form)
     except DltrainError:

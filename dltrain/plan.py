@@ -127,7 +127,7 @@ def make_plan(builder: Builder, preparation: Preparation = prepare, ranks: Ranks
     if device.type == "cuda":
         # The fastest of several ways to do a convolution, which need not be the same one in every run. Each shape is
         # tried anew, so not for sequences.
-        torch.backends.cudnn.benchmark = not settings.deterministic and train.lengths is None
+        torch.backends.cudnn.benchmark = not settings.deterministic and not train.has_sequences
     epoch_steps = steps_per_epoch(len(train), settings.batch_size, settings.drop_last)
     budget, val = None, data.splits.get("val")
     if settings.duration.unit == "s":
@@ -214,7 +214,7 @@ def needs_raw_targets(builder: Builder) -> bool:
 
 def _placed(columns: Columns, device: torch.device) -> Columns:
     """Return `columns` on the device if they fit beside the training, else where they are; sequences stay too."""
-    if device.type == "cpu" or columns.lengths is not None:
+    if device.type == "cpu" or columns.has_sequences:
         return columns
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return columns.to(device) if columns.size_bytes < _SHARE_OF_DEVICE * free_bytes else columns
@@ -226,7 +226,7 @@ def _check_combinations(builder: Builder, data: Prepared, optimizer: Optimizer) 
     num_samples, size = len(data.splits["train"]), config.train.batch_size
     if config.train.sampler == "balanced" and data.task.type != "classification":
         raise ConfigError(f"{file.place('train', 'sampler')}: balanced needs classes; the task is {data.task.type}")
-    if config.train.sampler == "by_length" and data.splits["train"].lengths is None:
+    if config.train.sampler == "by_length" and not data.splits["train"].has_sequences:
         raise ConfigError(f"{file.place('train', 'sampler')}: by_length needs sequences; all samples have one shape")
     average = config.regularization.average
     if average is not None and average.type == "swa" and config.train.duration.unit == "s":

@@ -133,7 +133,7 @@ def fit(
     add_up = None if ranks.alone else StepSum(ranks, parameters) if shards is None else shards
     saves = ranks.first or shards is not None  # what only the first has, or each its slices of
     # What depends on the other samples of a batch is done to the whole of it; else each process takes its inputs alone.
-    needs_whole = bool(plan.augment) or regularizer.mix is not None or plan.train.lengths is not None
+    needs_whole = bool(plan.augment) or regularizer.mix is not None or plan.train.has_sequences
 
     def gradients(
         size: int, inputs: Inputs, target: Tensor, mixed: Mixed | None, *, measure: bool

@@ -40,7 +40,8 @@ class Batches:
 
         `sampler` may also be "blocks" (see `Blocks`).
         """
-        self._columns, self._classes, self._lengths = columns, classes, columns.lengths
+        self._columns, self._classes = columns, classes
+        self._lengths = columns.lengths if sampler == "by_length" else None
         self._seed, self._sampler, self._batch_size = seed, sampler, batch_size
         self._epoch_steps = self._window_steps = epoch_steps
         self._blocks: Blocks | None = None

@@ -156,6 +156,11 @@ class Columns:
         return Columns(tuple(_tensor(x).to(device) for x in self.inputs), target)
 
     @property
+    def has_sequences(self) -> bool:
+        """Whether the lengths of samples differ."""
+        return any(isinstance(x, Ragged) for x in self.all)
+
+    @property
     def lengths(self) -> Tensor | None:
         """(N,) int64: of each sample's longest sequence, by which batches are made; None without sequences."""
         lengths = [x.lengths for x in self.all if isinstance(x, Ragged)]
